@@ -1,0 +1,46 @@
+# Everything a developer types. `make demo` and `make test` need only Python >= 3.11, pip, git and make.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.PHONY: demo test check format lock versions clean
+
+demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
+	$(BIN)/llm-fuse demo
+
+test: $(VENV)/installed          ## the whole test suite
+	$(BIN)/pytest
+
+check: $(VENV)/installed         ## format, lint, types, layers, step versions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_layers.py tests/test_step_versions.py
+
+format: $(VENV)/installed        ## rewrite the code in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+versions: $(VENV)/installed      ## after changing a step's code: record it (see CONTRIBUTING.md)
+	$(BIN)/python -m tests.test_step_versions $(STEPS)
+
+lock:                            ## resolve pyproject.toml anew into constraints.txt (Linux, CPU, Python 3.11)
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet "torch==2.13.0" -e ".[dev]"
+	build/lock/bin/pip list --format=freeze --exclude-editable \
+	  | sed 's/+cpu$$//' \
+	  | grep -viE '^(pip|setuptools|wheel|triton|nvidia-|cuda-|llm-fuse)' > constraints.txt
+	rm -rf build/lock
+
+clean:                           ## remove the environment and caches; the store (.llm-fuse) stays
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llm-fuse needs Python >= 3.11, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

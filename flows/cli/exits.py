@@ -1,0 +1,43 @@
+"""Exit codes, and which failure gets which: a user reads one line, a bug keeps its traceback."""
+
+import sys
+import traceback
+
+from tasks.artifacts import StoreError
+from tasks.transient import is_transient
+
+OK = 0
+FAILED = 1
+"""The run failed, or a check found something: shards, a network that is down, damaged files."""
+USAGE = 2
+"""What was asked for can't be done: a recipe, a model, a text, a store. The message says what to change."""
+BUG = 70
+INTERRUPTED = 130
+
+
+def exit_code(error: BaseException) -> int:
+    """The code that a failure ends the command with."""
+    causes = getattr(error, "causes", ())
+    if causes:  # shards: as bad as the worst reason among them
+        return USAGE if all(exit_code(cause) == USAGE for cause in causes) else FAILED
+    if is_transient(error):
+        return FAILED
+    if isinstance(error, ValueError | StoreError | OSError):
+        return USAGE
+    return FAILED if type(error).__name__ in _FAILED_RUNS else BUG
+
+
+# What Prefect raises for a run that ended without a reason of its own, by name: importing it takes seconds.
+_FAILED_RUNS = {"CancelledRun", "CrashedRun", "FailedRun", "PausedRun", "ShardsFailed", "UnfinishedRun"}
+
+
+def report_error(error: BaseException, *, verbose: bool) -> int:
+    """Writes the failure to stderr, as one line unless it is a bug or `verbose`; its exit code."""
+    code = exit_code(error)
+    if verbose or code == BUG:
+        traceback.print_exception(error, file=sys.stderr)
+    if code == BUG:
+        print("error: this is a bug of llm-fuse; please report it with the lines above", file=sys.stderr)
+    else:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    return code

@@ -1,0 +1,95 @@
+"""Running a flow from the terminal: Prefect made quiet, its state turned into a value or the reason of the failure."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+
+from tasks.artifacts import Runtime
+
+ROOT_VARIABLE = "LLM_FUSE_ROOT"
+DEFAULT_ROOT = "./.llm-fuse"
+_GRACE_SECONDS = 3.0
+
+
+def runtime_of(root: str | None, device: str | None = None, max_workers: int | None = None) -> Runtime:
+    """The runtime that the options and the environment ask for; a folder's path is made absolute.
+
+    A run is also seen in Prefect's UI, from other machines and folders, where a relative path says nothing.
+    """
+    place = root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+    if "://" not in place:
+        place = str(Path(place).expanduser().absolute())
+    given = {"device": device, "max_workers": max_workers}
+    return Runtime(root=place, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def quiet_libraries(*, verbose: bool) -> None:
+    """Sets what must be set before libraries are imported: no look-ups on the network, no log or bars on the terminal.
+
+    Prefect's log still goes to the server that `PREFECT_API_URL` names. Whatever the user has set stands.
+    """
+    settings = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of transformers too: the terminal has our own
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
+    if not verbose:
+        settings["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
+        settings["PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL"] = "CRITICAL"
+        settings["PREFECT_LOGGING_LEVEL"] = "WARNING" if "PREFECT_API_URL" not in os.environ else "INFO"
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def launch(flow: Any, *arguments: Any, runtime: Runtime, **keywords: Any) -> Any:  # Any: a flow's signature is its own
+    """What the flow returns. Raises what it failed with."""
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    configured = flow.with_options(task_runner=ThreadPoolTaskRunner(max_workers=runtime.max_workers))
+    with _ends_when_told():
+        state = configured(*arguments, runtime=runtime, return_state=True, **keywords)
+    value = state.result(raise_on_failure=False)
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+@contextlib.contextmanager
+def _ends_when_told() -> Iterator[None]:
+    """Within the block Ctrl-C or a SIGTERM ends the process in seconds, whatever its threads are doing.
+
+    Left to itself, Prefect waits for the tasks in work, which may take hours. Until the end it can tell its server.
+    Claims of a process that is gone block nobody, and what it was writing is not part of any artifact.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr, flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what breaks now, breaks because of this
+        threading.Thread(target=_end, args=(128 + number,), daemon=True).start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(code: int) -> None:
+    time.sleep(_GRACE_SECONDS)
+    for child in psutil.Process().children(recursive=True):  # Prefect's server, a training
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
+    os._exit(code)

@@ -1,0 +1,135 @@
+"""Commands that compute: run, demo, refresh, evaluate."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.cli.launch import launch, runtime_of
+from flows.cli.options import DeviceOption, JsonOption, RecipeArgument, RootOption, SetOption, WorkersOption
+from flows.cli.results import print_json, show_comparison, show_places
+from tasks.artifacts import Runtime
+
+if TYPE_CHECKING:
+    from flows.fuse import FusionResult
+    from flows.recipe import Recipe
+
+QUICKSTART = "quickstart"
+
+
+def run(
+    recipe: RecipeArgument,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    max_workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fuse models as a recipe says; what the store holds already is not computed again."""
+    from flows.recipe import load_recipe
+
+    _fuse(load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers), as_json)
+
+
+def demo(root: RootOption = None, max_workers: WorkersOption = None, as_json: JsonOption = False) -> None:
+    """Fuse three small models into a fourth on the text that this Python installation carries; no download."""
+    from flows.recipe import load_recipe
+
+    recipe = load_recipe(QUICKSTART)
+    print(f"llm-fuse demo: {recipe.description}", file=sys.stderr)
+    _fuse(recipe, runtime_of(root, None, max_workers), as_json)
+
+
+def refresh(
+    recipe: RecipeArgument,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="STEP|LABEL", help="A step (extract), a label (train llama fused) or a beginning of one."
+        ),
+    ],
+    root: RootOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    max_workers: WorkersOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be computed again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute steps of a recipe again on purpose: delete what they made, then run."""
+    from flows.plan import plan_recipe
+    from flows.recipe import load_recipe
+    from tasks.store import open_store
+
+    loaded, runtime = load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers)
+    chosen = plan_recipe(loaded, runtime).select(what)
+    for entry in chosen:
+        print(f"recompute {entry.label} ({entry.ref.address})", file=sys.stderr)
+    if dry_run:
+        return
+    store = open_store(runtime)
+    for entry in chosen:
+        if (manifest := store.manifest(entry.ref)) is not None:
+            store.withdraw(manifest)
+    _fuse(loaded, runtime, as_json)
+
+
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Hub ids, folders, or models of the store (train/3f2a...).")
+    ],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option("--corpus", metavar="RECIPE|FILE", help="A recipe, for its held-out text, or files. [quickstart]"),
+    ] = None,
+    root: RootOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure models in bits per byte on held-out text; the first is compared with the others."""
+    from flows.cli.measuring import candidates_of, held_out_of
+    from flows.evaluation import evaluate_model
+    from tasks.report.comparison import compare
+    from tasks.step import planning
+    from tasks.store import open_store
+
+    runtime = runtime_of(root, device)
+    first, *others = candidates_of(models, runtime)
+    text, spec = held_out_of(corpus or [QUICKSTART])
+    with planning():  # a missing model is found out before anything is computed
+        evaluate_model.fn(first, text, spec, others, runtime)
+    rows = _watched(as_json, evaluate_model, first, text, spec, others, runtime=runtime)
+    show_comparison(compare("evaluation", rows, open_store(runtime)), as_json)
+
+
+def _fuse(recipe: "Recipe", runtime: Runtime, as_json: bool) -> None:
+    from flows.forecast import expected_bytes
+    from flows.fuse import fuse_models
+    from flows.plan import plan_recipe
+    from tasks.report import read_comparison
+    from tasks.store import open_store
+
+    store = open_store(runtime)
+    if store.is_local:  # a bucket has no end, and asking it for every artifact twice takes time
+        store.probe(expected_bytes(plan_recipe(recipe, runtime), recipe, runtime))
+    result: FusionResult = _watched(as_json, fuse_models, recipe, runtime=runtime)
+    if result.report is not None:
+        show_comparison(read_comparison(store, result.report), as_json)
+    show_places([result.model, *([result.report] if result.report else [])], store, as_json)
+
+
+def _watched(as_json: bool, flow: Any, *arguments: Any, runtime: Runtime) -> Any:  # Any: a flow's signature is its own
+    """Runs the flow with its progress shown; what it returns."""
+    from flows.cli.progress import choose_display
+
+    clock = time.monotonic()
+    with choose_display(as_json=as_json) as display:
+        value = launch(flow, *arguments, runtime=runtime)
+    tally, seconds = display.tally, time.monotonic() - clock
+    if as_json:
+        print_json(
+            {"event": "finished", "cached": tally.cached, "computed": tally.computed, "seconds": round(seconds, 1)}
+        )
+    else:
+        print(f"{tally.sentence()} in {seconds:.1f} s", file=sys.stderr)
+    return value

@@ -1,0 +1,111 @@
+"""What the terminal shows: a plan, a comparison, sizes."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from flows.plan import Plan
+    from fusion_core.metrics import Interval
+    from tasks.garbage import Garbage
+    from tasks.report import Comparison
+
+_ROLES = {"source": "", "target": "target before", "baseline": "baseline", "fused": "fused"}
+
+
+def print_result(renderable: RenderableType) -> None:
+    """Prints to stdout; not narrower than its tables need where stdout is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(renderable)
+
+
+def plan_table(plan: "Plan", expected: int) -> RenderableType:
+    """Per step how many artifacts are there and how many are missing, and what can't be counted yet."""
+    table = _table("step", "cached", "to compute", "on disk")
+    for row in plan.steps:
+        table.add_row(row.step, str(row.cached), _highlighted(row.to_compute), show_bytes(row.cached_bytes))
+    table.add_section()
+    missing = len(plan.missing)
+    on_disk = sum(row.cached_bytes for row in plan.steps)
+    table.add_row("all", str(len(plan.entries) - missing), _highlighted(missing), show_bytes(on_disk))
+    notes = [Text(f"about {show_bytes(expected)} to write")] if expected else []
+    notes += [Text(f"shards of {label}: known once the corpus is built") for label in plan.unbuilt]
+    return Group(table, *notes)
+
+
+def comparison_table(comparison: "Comparison") -> RenderableType:
+    """Bits per byte of every model, then what the fused one gained on each of its rivals."""
+    domains = [domain.name for domain in comparison.domains]
+    table = _table("bits per byte", "", *domains, "mean", "95 % interval", text_columns=2)
+    best = {i: min(s.domains[i].estimate for s in comparison.standings) for i in range(len(domains))}
+    for standing in comparison.standings:
+        cells = [_score(d.estimate, best[i]) for i, d in enumerate(standing.domains)]
+        mean = Text(f"{standing.mean.estimate:.3f}", style="bold")
+        style = "bold" if standing.role == "fused" else ""
+        name = Text(standing.name, style=style)
+        table.add_row(name, _role(standing.role, standing.name), *cells, mean, _between(standing.mean))
+    if not comparison.differences:
+        return table
+    gains = _table("fused against", *domains, "mean", "95 % interval")
+    for difference in comparison.differences:
+        cells = [Text(_percent(d.estimate)) for d in difference.domains]
+        mean = Text(_percent(difference.mean.estimate), style=_verdict_style(difference.mean))
+        low, high = _percent(difference.mean.low), _percent(difference.mean.high)
+        gains.add_row(difference.rival, *cells, mean, f"{low} .. {high}")
+    return Group(table, Text(), gains, Text("below zero: the fused model needs fewer bits", style="dim"))
+
+
+def garbage_table(garbage: "list[Garbage]", *, deleted: bool) -> RenderableType:
+    """What may go or went, by path, and how much it is."""
+    table = _table("kind", "path", "bytes", text_columns=2)
+    for item in garbage:
+        table.add_row(item.kind, item.path, show_bytes(item.bytes))
+    total = f"{len(garbage)} things, {show_bytes(sum(item.bytes for item in garbage))}"
+    note = f"removed {total}" if deleted else f"{total} may go; --delete removes them"
+    return Group(table, Text(note)) if garbage else Text("nothing to remove")
+
+
+def show_bytes(count: int) -> str:
+    """A size in the largest decimal unit that keeps it above one: 3.1 MB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _table(first: str, *others: str, text_columns: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
+    for number, name in enumerate((first, *others)):
+        table.add_column(name, justify="left" if number < text_columns else "right", no_wrap=True)
+    return table
+
+
+def _highlighted(count: int) -> Text:
+    return Text(str(count), style="yellow" if count else "dim")
+
+
+def _role(role: str, name: str) -> Text:
+    shown = _ROLES[role]
+    return Text("" if shown == name else shown, style="dim")
+
+
+def _score(value: float, best: float) -> Text:
+    return Text(f"{value:.3f}", style="green" if value == best else "")
+
+
+def _between(interval: "Interval") -> str:
+    return f"{interval.low:.3f} .. {interval.high:.3f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"
+
+
+def _verdict_style(interval: "Interval") -> str:
+    return "green" if interval.high < 0 else "red" if interval.low > 0 else ""

@@ -1,0 +1,66 @@
+"""What the terminal shows of lineage: an artifact's ancestors as a tree, its users as a list."""
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from flows.cli.tables import show_bytes
+from tasks.artifacts import Manifest, Ref
+
+if TYPE_CHECKING:
+    from tasks.lineage import Library
+
+_COUNTER = re.compile(r" \d+/\d+$")
+_SHOWN_FACTS = ("id", "commit", "path", "licence", "documents", "tokens")
+
+
+def lineage_tree(library: "Library", ref: Ref) -> RenderableType:
+    """Back from an artifact to text and models, shards of one stage together, and what has used it."""
+    tree = Tree(_describe(library, [ref]))
+    _grow(library, tree, [ref], set())
+    users = [Text(f"  {_describe(library, group)}") for group in _stages(library, library.descendants(ref))]
+    return Group(tree, Text("used by" if users else "used by nothing", style="dim"), *users)
+
+
+def _grow(library: "Library", tree: Tree, refs: list[Ref], shown: set[str]) -> None:
+    inputs = {i.address: i for ref in refs if (m := library.manifests.get(ref.address)) for i in m.inputs}
+    for group in _stages(library, inputs.values()):
+        branch = tree.add(_describe(library, group))
+        if fresh := [ref for ref in group if ref.address not in shown]:
+            shown.update(ref.address for ref in fresh)
+            _grow(library, branch, fresh, shown)
+        elif any(library.manifests[ref.address].inputs for ref in group if ref.address in library.manifests):
+            branch.add(Text("as above", style="dim"))
+
+
+def _stages(library: "Library", refs: Iterable[Ref]) -> list[list[Ref]]:
+    """The refs by stage: the shards of `extract neox` are one group."""
+    groups: dict[tuple[str, str], list[Ref]] = {}
+    for ref in refs:
+        manifest = library.manifests.get(ref.address)
+        label = ref.address if manifest is None else _COUNTER.sub("", manifest.label)
+        groups.setdefault((ref.step, label), []).append(ref)
+    return list(groups.values())
+
+
+def _describe(library: "Library", refs: list[Ref]) -> Text:
+    """One line for an artifact or the shards of one stage."""
+    manifests = [library.manifests[ref.address] for ref in refs if ref.address in library.manifests]
+    if not manifests:
+        return Text(f"{refs[0]}  missing", style="red")
+    size = show_bytes(sum(m.total_bytes for m in manifests))
+    seconds = sum(m.seconds for m in manifests)
+    label = _COUNTER.sub("", manifests[0].label) if len(refs) > 1 else manifests[0].label
+    where = f"{len(refs)} shards" if len(refs) > 1 else str(refs[0])
+    facts = "" if len(refs) > 1 else _facts(manifests[0])
+    return Text.assemble(
+        (label, "bold"), f"  {where}  ", (f"{size}  {seconds:.1f} s  {manifests[0].started_at}{facts}", "dim")
+    )
+
+
+def _facts(manifest: Manifest) -> str:
+    return "".join(f"  {name} {manifest.facts[name]}" for name in _SHOWN_FACTS if manifest.facts.get(name) is not None)

@@ -1,0 +1,58 @@
+"""`evaluate_model`: what a model pays for held-out text, alone or against others."""
+
+from collections.abc import Sequence
+
+from prefect import flow
+from pydantic import Field
+
+from flows.corpora import build_shards
+from fusion_core.spec import Spec
+from tasks.artifacts import ModelRef, Runtime
+from tasks.corpus import CorpusSpec
+from tasks.download import download
+from tasks.evaluate import EvaluationSpec, evaluate
+from tasks.models import HubModel, LocalModel
+from tasks.report import ReportRow
+from tasks.step import is_planning
+from tasks.store import open_store
+
+
+class Candidate(Spec):
+    """A model to measure: one of the hub, of this machine, or of the store."""
+
+    name: str = Field(title="Name", min_length=1)
+    model: HubModel | LocalModel | ModelRef = Field(title="Model", discriminator="kind")
+
+
+@flow(name="evaluate-model")
+def evaluate_model(
+    model: Candidate,
+    corpus: CorpusSpec,
+    spec: EvaluationSpec = EvaluationSpec(),
+    against: Sequence[Candidate] = (),
+    runtime: Runtime = Runtime(),
+) -> list[ReportRow]:
+    """Measures models on the same documents: rows for `tasks.report.compare`, with `model` compared to the others."""
+    if not is_planning():
+        open_store(runtime).probe()
+    shards = build_shards(corpus, "corpus held-out", runtime)
+    rows = []
+    for candidate in (model, *against):
+        found = candidate.model
+        ref = (
+            found
+            if isinstance(found, ModelRef)
+            else download.submit(found, runtime=runtime, label=f"download {candidate.name}")
+        )
+        rows.append(
+            (candidate, ref, evaluate.submit(ref, shards, spec, runtime=runtime, label=f"evaluate {candidate.name}"))
+        )
+    return [
+        ReportRow(
+            name=candidate.name,
+            role="fused" if candidate is model else "baseline",
+            model=ref if isinstance(ref, ModelRef) else ref.result(),
+            evaluation=measured.result(),
+        )
+        for candidate, ref, measured in rows
+    ]

@@ -1,0 +1,181 @@
+"""`fuse_models`: the whole fusion of many models into one, as a Prefect flow.
+
+    corpus -> shards --+--> extract(target, shard) -------------------------+
+                       +--> extract(source, shard) --> align(source, shard) -+--> fuse(shard) --> train --> evaluate
+    models: download --^   map_vocab(source) ---------^                                                  --> report
+
+The body is that picture. Calling it within `tasks.step.planning()` computes nothing and lists what a run needs.
+"""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.corpora import build_shards
+from flows.recipe import Baseline, NamedModel, Recipe, ScratchModel
+from fusion_core.spec import Spec
+from tasks.align import align
+from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
+from tasks.download import download
+from tasks.evaluate import evaluate
+from tasks.extract import extract
+from tasks.fuse import fuse
+from tasks.lineage import RunRecord, record_run
+from tasks.report import ReportRow, report
+from tasks.scratch import init_model, train_tokenizer
+from tasks.step import Future, ShardsFailed, is_planning, settle
+from tasks.store import open_store
+from tasks.train import train
+from tasks.trainer import TrainingSpec
+from tasks.vocab import map_vocab
+
+
+class FusionResult(Spec):
+    """What a run leaves: the fused model, and the report where the recipe evaluates."""
+
+    model: ModelRef
+    report: ReportRef | None = None
+
+
+@flow(name="fuse-models", flow_run_name="{recipe.name}", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: FusionResult, or Prefect's failed state
+    """Fuses the recipe's sources into its target. Every step is cached: run again, only what is missing is computed."""
+    if is_planning():
+        return _fuse(recipe, runtime)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    open_store(runtime).probe()
+    try:
+        result = _fuse(recipe, runtime)
+    except ShardsFailed as failure:
+        return Failed(message=str(failure), data=failure)
+    refs = [result.model] if result.report is None else [result.model, result.report]
+    record = RunRecord(name=recipe.name, started_at=started, recipe=recipe.model_dump(mode="json"), refs=refs)
+    record_run(open_store(runtime), record, run_id=flow_run.get_id() or uuid.uuid4().hex)
+    return result
+
+
+def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
+    target = _model(recipe.target, runtime)
+    sources = [_model(source, runtime) for source in recipe.sources]
+    shards = build_shards(recipe.corpus, "corpus", runtime)
+
+    own = [
+        extract.submit(
+            target, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {recipe.target.name}")
+        )
+        for shard in shards
+    ]
+    aligned = [
+        _align_source(recipe, source.name, model, target, own, shards, runtime)
+        for source, model in zip(recipe.sources, sources, strict=True)
+    ]
+    fused = [
+        fuse.submit(
+            own[j], [column[j] for column in aligned], recipe.fusion, recipe.target_as_teacher,
+            runtime=runtime, label=_of(shards, shard, "fuse"),
+        )
+        for j, shard in enumerate(shards)
+    ]  # fmt: skip
+    teachers = settle(fused, "shards", minimum=recipe.min_shards)
+    kept = [j for j, teacher in enumerate(teachers) if teacher is not None]
+    texts = [shards[j] for j in kept]
+
+    label = f"train {recipe.target.name}"
+    trained = train.submit(
+        target, texts, [teachers[j] for j in kept], recipe.training, runtime=runtime, label=f"{label} fused"
+    )
+    if recipe.evaluation is None:
+        return FusionResult(model=trained.result())
+    baselines = [
+        _train_baseline(b, recipe, target, texts, [own[j] for j in kept], runtime) for b in recipe.evaluation.baselines
+    ]
+    rows = [(source.name, "source", model) for source, model in zip(recipe.sources, sources, strict=True)]
+    rows = rows if recipe.evaluation.sources else []
+    rows.append((recipe.target.name, "target", target))
+    rows += [(b.name, "baseline", model) for b, model in zip(recipe.evaluation.baselines, baselines, strict=True)]
+    rows.append(("fused", "fused", trained))
+    made = _report(
+        recipe, rows, [[column[j] for j in kept] for column in aligned], [teachers[j] for j in kept], runtime
+    )
+    return FusionResult(model=trained.result(), report=made.result())
+
+
+def _model(named: NamedModel, runtime: Runtime) -> Future:
+    spec = named.model
+    if not isinstance(spec, ScratchModel):
+        return download.submit(spec, runtime=runtime, label=f"download {named.name}")
+    shards = build_shards(spec.corpus, f"corpus {named.name}", runtime)
+    tokenizer = train_tokenizer.submit(shards, spec.tokenizer, runtime=runtime, label=f"train tokenizer {named.name}")
+    untrained = init_model.submit(tokenizer, spec.architecture, runtime=runtime, label=f"init {named.name}")
+    return train.submit(untrained, shards, [], spec.training, runtime=runtime, label=f"train {named.name}")
+
+
+def _align_source(
+    recipe: Recipe,
+    name: str,
+    model: Future,
+    target: Future,
+    own: list[Future],
+    shards: list[ShardRef],
+    runtime: Runtime,
+) -> list[Future]:
+    """One source through extraction and alignment, shard by shard."""
+    vocab_map = map_vocab.submit(model, target, recipe.vocab_mapping, runtime=runtime, label=f"map vocabulary {name}")
+    scored = [
+        extract.submit(model, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {name}"))
+        for shard in shards
+    ]
+    return [
+        align.submit(
+            scored[j], own[j], vocab_map, recipe.alignment, runtime=runtime, label=_of(shards, shard, f"align {name}")
+        )
+        for j, shard in enumerate(shards)
+    ]
+
+
+def _train_baseline(
+    baseline: Baseline, recipe: Recipe, target: Future, shards: list[ShardRef], own: list[Future], runtime: Runtime
+) -> Future:
+    spec: TrainingSpec = baseline.training or recipe.training
+    label = f"train {recipe.target.name} {baseline.name}"
+    if baseline.teacher == "none":
+        return train.submit(target, shards, [], spec.without_teacher(), runtime=runtime, label=label)
+    teachers = [
+        fuse.submit(own[j], [], recipe.fusion, True, runtime=runtime, label=_of(shards, shard, f"fuse {baseline.name}"))
+        for j, shard in enumerate(shards)
+    ]
+    return train.submit(target, shards, teachers, spec, runtime=runtime, label=label)
+
+
+def _report(
+    recipe: Recipe,
+    rows: list[tuple[str, str, Future]],
+    aligned: list[list[Future]],
+    fused: list[FusedRef],
+    runtime: Runtime,
+) -> Future:
+    assert recipe.evaluation is not None
+    shards = build_shards(recipe.evaluation.corpus, "corpus held-out", runtime)
+    measured = [
+        (
+            name,
+            role,
+            model,
+            evaluate.submit(model, shards, recipe.evaluation.spec, runtime=runtime, label=f"evaluate {name}"),
+        )
+        for name, role, model in rows
+    ]
+    table = [ReportRow(name=n, role=r, model=m.result(), evaluation=e.result()) for n, r, m, e in measured]  # type: ignore[arg-type]
+    return report.submit(
+        recipe.name, table, [source.name for source in recipe.sources], aligned, fused, recipe.model_dump(mode="json"),
+        runtime=runtime, label="report",
+    )  # fmt: skip
+
+
+def _of(shards: list[ShardRef], shard: ShardRef, what: str) -> str:
+    return f"{what} {shard.index + 1:03}/{len(shards):03}"

@@ -1,0 +1,217 @@
+"""The recipe: a whole fusion run as one closed model, read from YAML, shown as a form in the Prefect UI."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import fsspec
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from fusion_core.alignment import AlignmentStrategy, ByteBoundary
+from fusion_core.fusion import FusionStrategy, MinCE
+from fusion_core.spec import Spec
+from fusion_core.vocab_mapping import BytePiece, VocabMapping
+from tasks.corpus import CorpusSpec
+from tasks.evaluate import EvaluationSpec
+from tasks.extract import ExtractionSpec
+from tasks.models import HubModel, LocalModel
+from tasks.scratch import ArchitectureSpec, TokenizerSpec
+from tasks.trainer import TrainingSpec
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that can't be used; one line per field, for users."""
+
+
+class ScratchModel(Spec):
+    """A model trained from nothing on a corpus of its own: small experiments, the quickstart."""
+
+    kind: Literal["scratch"] = "scratch"
+    architecture: ArchitectureSpec = Field(title="Architecture")
+    tokenizer: TokenizerSpec = Field(title="Tokenizer")
+    corpus: CorpusSpec = Field(title="Corpus")
+    training: TrainingSpec = Field(title="Training", description="Plain language modelling; lm_weight must be 1.")
+
+    @model_validator(mode="after")
+    def _learns_from_text_alone(self) -> "ScratchModel":
+        if self.training.lm_weight != 1:
+            raise ValueError(
+                f"a model from scratch has no teacher: expected training.lm_weight 1, found {self.training.lm_weight}"
+            )
+        return self
+
+
+ModelSource = Annotated[HubModel | LocalModel | ScratchModel, Field(discriminator="kind")]
+
+
+class NamedModel(Spec):
+    """A model and the name it has in tables, labels and reports."""
+
+    name: str = Field(title="Name", min_length=1, max_length=60)
+    model: ModelSource = Field(title="Model")
+
+
+class Baseline(Spec):
+    """A target trained another way, to compare with: on the same text, in the same order."""
+
+    name: str = Field(title="Name", min_length=1, max_length=60)
+    teacher: Literal["none", "target"] = Field(
+        "none", title="Teacher", description="none: language modelling alone; target: its own distributions."
+    )
+    training: TrainingSpec | None = Field(None, title="Training", description="Empty: as the fused target's.")
+
+
+class Comparison(Spec):
+    """What all models are measured on, and what they are compared with."""
+
+    corpus: CorpusSpec = Field(title="Held-out text")
+    spec: EvaluationSpec = Field(default_factory=EvaluationSpec, title="Reading")
+    baselines: tuple[Baseline, ...] = Field((Baseline(name="CLM only"),), title="Baselines")
+    sources: bool = Field(True, title="Measure the sources too")
+
+
+class Recipe(Spec):
+    """Everything that decides what a fusion run computes."""
+
+    name: str = Field("fusion", title="Name", min_length=1, max_length=80)
+    description: str = Field("", title="Description")
+    target: NamedModel = Field(title="Target", description="The model that learns.")
+    sources: tuple[NamedModel, ...] = Field(
+        title="Sources", description="The models it learns from, in any number.", min_length=1
+    )
+    corpus: CorpusSpec = Field(title="Corpus", description="The text that all of them read.")
+    extraction: ExtractionSpec = Field(default_factory=ExtractionSpec, title="Extraction")
+    vocab_mapping: VocabMapping = Field(default_factory=BytePiece, title="Vocabulary mapping")
+    alignment: AlignmentStrategy = Field(default_factory=ByteBoundary, title="Alignment")
+    fusion: FusionStrategy = Field(default_factory=MinCE, title="Fusion")
+    target_as_teacher: bool = Field(
+        False, title="Target as a teacher", description="Its own distributions are one of the candidates."
+    )
+    training: TrainingSpec = Field(default_factory=TrainingSpec, title="Training")
+    evaluation: Comparison | None = Field(None, title="Evaluation", description="Empty: train only.")
+    min_shards: float = Field(1.0, gt=0, le=1, title="Shards that must succeed", description="Share of all shards.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Recipe":
+        names = [model.name for model in (self.target, *self.sources)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"names of target and sources must differ, found {', '.join(sorted(twice))} twice")
+        return self
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe from a YAML file (path, fsspec URL, or the name of a shipped one), with `key.path=value` overrides.
+
+    Values of overrides are YAML. Setting a `kind` to another one drops the fields of the old kind.
+    Raises `RecipeError` with one line per wrong field.
+    """
+    data = _read_yaml(source)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return TypeAdapter(Recipe).validate_python(data)
+    except ValidationError as error:
+        raise RecipeError(
+            f"{source}: " + "; ".join(_explain(e, data) for e in error.errors(include_url=False))
+        ) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    shipped = RECIPES / f"{source}.yaml"
+    try:
+        if "/" not in source and shipped.exists():
+            text = shipped.read_text(encoding="utf-8")
+        else:
+            with fsspec.open(source, "r", encoding="utf-8") as stream:
+                text = stream.read()
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"recipe {source!r}: expected a YAML file or one of {known}; found no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {source!r}: expected a readable UTF-8 file, found {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: expected YAML, found {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{source}: expected a mapping of fields, found {type(data).__name__}; see `llm-fuse init`")
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, found, text = override.partition("=")
+    if not found:
+        raise RecipeError(f"--set {override}: expected key.path=value, found no '='")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {path}: expected a YAML value, found {text!r}") from None
+    *parents, last = path.split(".")
+    node: Any = data  # Any: whatever YAML holds
+    for key in parents:
+        node = _child(node, key, path)
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+        return
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {path}: expected fields to set, found none at {last!r}; check the path")
+    if last == "kind" and node.get("kind") != value:
+        node.clear()
+    node[last] = value
+
+
+def _child(node: Any, key: str, path: str) -> Any:  # Any: whatever YAML holds
+    """What lies under a key or the number of a list's item; an empty mapping where there was nothing."""
+    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        return node[int(key)]
+    if not isinstance(node, dict):
+        found = f"a list of {len(node)} (from 0 on)" if isinstance(node, list) else _short(node)
+        raise RecipeError(f"--set {path}: expected something that {key!r} is part of, found {found}; check the path")
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _explain(error: Any, data: object) -> str:  # Any: pydantic's ErrorDetails
+    where, context = _path_of(error["loc"], data) or "recipe", error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key; remove it or check its spelling"
+        case "missing":
+            return f"{where}: missing; it has no default"
+        case "union_tag_invalid":
+            return f"{where}.kind: expected one of {context['expected_tags']}, found {context['tag']!r}"
+        case "union_tag_not_found" | "model_attributes_type":
+            return f"{where}: expected a mapping with a kind, found {_short(error['input'])}"
+        case "too_short":
+            return f"{where}: expected at least {context['min_length']}, found {context['actual_length']}"
+        case "value_error":
+            return f"{where}: {context['error']}"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {_short(error['input'])}"
+
+
+def _path_of(location: Sequence[str | int], data: Any) -> str:  # Any: whatever YAML holds
+    """The path as `--set` takes it: pydantic also names the kind of each union on the way, which the file doesn't."""
+    path = []
+    for part in location:
+        if isinstance(data, dict) and data.get("kind") == part and part not in data:
+            continue
+        path.append(str(part))
+        if isinstance(data, dict):
+            data = data.get(str(part))
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return ".".join(path)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,212 @@
+"""How the text goes on after each target row, as the source sees it: pieces of text and their probabilities.
+
+A source stands at a boundary in more than one way. The *path* is the way it read: its row there says what comes next.
+A *cover* is a longer token that the source could have read instead of its last one or two: it runs past the boundary,
+and its remaining bytes are a continuation too (Phan et al. 2024, arXiv 2410.09303). Path and covers are weighed by what
+the source gave them, from the last row that they share. *Looking ahead* replaces the source token that was read by
+itself followed by each candidate of its next row: a finer partition of the same mass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fusion_core.alignment.entries import NO_ROW, gather_entries, gather_missing, log_sum
+from fusion_core.alignment.rows import Standing
+from fusion_core.alignment.source_text import SourceText
+from fusion_core.alignment.surface_bytes import Text, begin_with
+
+NO_READ = -1
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Runs of source tokens `first .. first + length - 1`, each without its first `skip` bytes."""
+
+    first: Int[Tensor, "reads"]
+    length: Int[Tensor, "reads"]
+    skip: Int[Tensor, "reads"]
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What the source expects after each target row.
+
+    Entry `e` of row `row[e]` is the text of the run `read[e]` of `reads` (of nothing where it is -1) followed by the
+    surface of the source's `token[e]` without its first `skip[e]` bytes; its probability is exp(`logprobs[e]`).
+    Entries, tail and unknown mass of a row sum to one; a row that the source says nothing about is all unknown.
+    """
+
+    row: Int[Tensor, "entries"]
+    read: Int[Tensor, "entries"]
+    token: Int[Tensor, "entries"]
+    skip: Int[Tensor, "entries"]
+    logprobs: Float[Tensor, "entries"]
+    tail_logprob: Float[Tensor, "rows"]
+    unknown_logprob: Float[Tensor, "rows"]
+    reads: Reads
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Entries of one origin: their weights, and per row the weight of tail and of what was lost, before division."""
+
+    row: Int[Tensor, "entries"]
+    token: Int[Tensor, "entries"]
+    skip: Int[Tensor, "entries"]
+    logprobs: Float[Tensor, "entries"]
+    tail: Float[Tensor, "rows"]
+    lost: Float[Tensor, "rows"]
+
+    def total(self) -> Float[Tensor, "rows"]:
+        kept = log_sum(self.row, self.logprobs, len(self.tail))
+        return torch.logaddexp(torch.logaddexp(kept, self.tail), self.lost)
+
+    def without(self, rows: Bool[Tensor, "rows"]) -> "_Part":
+        """The same with nothing in the given rows."""
+        keep = ~rows[self.row]
+        nothing = [values.masked_fill(rows, -torch.inf) for values in (self.tail, self.lost)]
+        return _Part(self.row[keep], self.token[keep], self.skip[keep], self.logprobs[keep], *nothing)
+
+
+def continue_text(
+    source: SourceText,
+    standing: Standing,
+    label_end: Int[Tensor, "rows"],
+    cover: int,
+    lookahead: int,
+    max_unknown: float,
+) -> Continuations:
+    """What the source expects after each target row; see the module's first lines.
+
+    label_end: boundary where each row's label ends, or -1: looking ahead reads no further.
+    max_unknown: a row whose unkept covers may weigh more than this share of it goes without covers.
+    """
+    path = _follow_path(source, standing)
+    covers = [_find_covers(source, standing, back) for back in range(1, cover + 1)]
+    found = _weigh(path, covers, standing, max_unknown)
+    return look_ahead(source, standing, label_end, found, lookahead) if lookahead else found
+
+
+def _follow_path(source: SourceText, standing: Standing) -> _Part:
+    """What the source rows expect. Inside a token: those of the candidates that go on past the target's boundary.
+
+    The one that ends right there would go on in a way that nobody computed: its mass is tail. Of candidates that would
+    have ended earlier nothing is known either, but a tokenizer hardly ever cuts the same bytes in two ways.
+    """
+    row, token, logprobs = gather_entries(source.dist, standing.row)
+    tail, unknown = gather_missing(source.dist, standing.row)
+    unknown = unknown.masked_fill(standing.row == NO_ROW, -torch.inf)
+    within = standing.inside > 0
+    if not bool(within.any()):
+        return _Part(row, token, torch.zeros_like(row), logprobs, tail, unknown)
+    text = Text(source.content, source.ends[standing.row], standing.inside)
+    begins = begin_with(source.surfaces, token, text, row)
+    row, token, logprobs = row[begins], token[begins], logprobs[begins]
+    skip = standing.inside[row]
+    stops = (skip > 0) & (source.surfaces.lengths[token] == skip)
+    lost = source.bound_lost(standing.row, text, torch.bincount(row, minlength=len(tail)))
+    tail = log_sum(row[stops], logprobs[stops], len(tail)).where(within, tail)
+    unknown = torch.logaddexp(unknown, lost).where(within, unknown)
+    return _Part(row[~stops], token[~stops], skip[~stops], logprobs[~stops], tail, unknown)
+
+
+def _find_covers(source: SourceText, standing: Standing, back: int) -> _Part:
+    """Tokens that could have been read from `back` rows before the row where the target stands, past its boundary."""
+    start = standing.row - back
+    has_start = (standing.row != NO_ROW) & (start >= source.first_of_doc[standing.row])
+    start = start.where(has_start, NO_ROW)
+    has_start &= source.without_bytes[standing.row] == source.without_bytes[start]
+    length = (source.ends[standing.row] + standing.inside - source.ends[start]) * has_start
+    text = Text(source.content, source.ends[start], length)
+    start = start.where(source.count_longer(text) > 0, NO_ROW)
+    row, token, logprobs = gather_entries(source.dist, start)
+    covers = begin_with(source.surfaces, token, text, row) & (source.surfaces.lengths[token] > length[row])
+    row, token, logprobs = row[covers], token[covers], logprobs[covers]
+    read_since = source.spent[standing.row] - source.spent[start]
+    lost = source.bound_lost(start, text, torch.bincount(row, minlength=len(start)))
+    return _Part(
+        row, token, length[row], logprobs + read_since[row], torch.full_like(lost, -torch.inf), lost + read_since
+    )
+
+
+def _weigh(path: _Part, covers: Sequence[_Part], standing: Standing, max_unknown: float) -> Continuations:
+    """Path and covers over their common total: the path weighs 1, or what is left of it inside a token."""
+    own = path.total().where(standing.inside > 0, 0.0)
+    if covers:
+        lost = torch.stack([part.lost for part in covers]).logsumexp(0)
+        total = torch.stack([own, *(part.total() for part in covers)]).logsumexp(0)
+        unsure = (lost - total).nan_to_num(nan=-torch.inf).exp() > max_unknown
+        covers = [part.without(unsure) for part in covers]
+    parts = [path, *covers]
+    total = torch.stack([own, *(part.total() for part in covers)]).logsumexp(0).clamp(min=torch.finfo(own.dtype).min)
+    row = torch.cat([part.row for part in parts])
+    unknown = torch.stack([part.lost for part in parts]).logsumexp(0) - total
+    nothing = (standing.row == NO_ROW) | (total == torch.finfo(own.dtype).min)
+    return Continuations(
+        row=row,
+        read=torch.full_like(row, NO_READ),
+        token=torch.cat([part.token for part in parts]),
+        skip=torch.cat([part.skip for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]) - total[row],
+        tail_logprob=path.tail - total,
+        unknown_logprob=unknown.masked_fill(nothing, 0.0),
+        reads=Reads(row[:0], row[:0], row[:0]),
+    )
+
+
+def look_ahead(
+    source: SourceText, standing: Standing, label_end: Int[Tensor, "rows"], found: Continuations, steps: int
+) -> Continuations:
+    """The same with the source token really read replaced by itself and each candidate of its next row, `steps` times.
+
+    A row is refined as long as the tokens read end at its label's end or before it: further on, the label is certain.
+    The tail of a row looked into may continue in any way, so it is unknown here.
+    """
+    current = torch.full_like(standing.row, NO_READ)  # the run of tokens read so far, per row
+    open_rows = (standing.row != NO_ROW) & (label_end >= 0)
+    for step in range(1, steps + 1):
+        read_row = (standing.row + step).where(open_rows, 0)
+        open_rows = open_rows & source.ends_by(standing.row, read_row, label_end)
+        skip = standing.inside if step == 1 else torch.zeros_like(standing.inside)
+        was_read = (
+            open_rows[found.row]
+            & (found.read == current[found.row])
+            & (found.skip == skip[found.row])
+            & (found.token == source.tokens.ids[read_row[found.row]])
+        )
+        open_rows = torch.zeros_like(open_rows).index_fill(0, found.row[was_read], True)
+        current, found = _read_on(source, found, was_read, standing, read_row.where(open_rows, NO_ROW), step)
+    return found
+
+
+def _read_on(
+    source: SourceText, found: Continuations, was_read: Tensor, standing: Standing, read_row: Tensor, step: int
+) -> tuple[Tensor, Continuations]:
+    """Each row's run of `step` tokens read, and the continuations with entries `was_read` replaced."""
+    rows = (read_row != NO_ROW).nonzero().squeeze(1)
+    reads = Reads(
+        torch.cat([found.reads.first, standing.row[rows] + 1]),
+        torch.cat([found.reads.length, torch.full_like(rows, step)]),
+        torch.cat([found.reads.skip, standing.inside[rows]]),
+    )
+    run = torch.full_like(read_row, NO_READ)
+    run[rows] = torch.arange(len(found.reads.first), len(reads.first), device=rows.device)
+    weight = torch.full_like(found.tail_logprob, -torch.inf)
+    weight[found.row[was_read]] = found.logprobs[was_read]
+    row, token, logprobs = gather_entries(source.dist, read_row)
+    tail, unknown = gather_missing(source.dist, read_row)
+    keep = ~was_read
+    return run, replace(
+        found,
+        row=torch.cat([found.row[keep], row]),
+        read=torch.cat([found.read[keep], run[row]]),
+        token=torch.cat([found.token[keep], token]),
+        skip=torch.cat([found.skip[keep], torch.zeros_like(row)]),
+        logprobs=torch.cat([found.logprobs[keep], logprobs + weight[row]]),
+        unknown_logprob=torch.logaddexp(found.unknown_logprob, weight + torch.logaddexp(tail, unknown)),
+        reads=reads,
+    )

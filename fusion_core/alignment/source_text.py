@@ -1,0 +1,85 @@
+"""A source's shard, ready to be asked how its text goes on."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fusion_core.alignment.entries import NO_ROW, log_subtract
+from fusion_core.alignment.pair import Pair
+from fusion_core.alignment.surface_bytes import Text
+from fusion_core.types import NO_BOUNDARY, Scored, TokenDist
+
+
+class SourceText:
+    """A source's tokens as bytes, its distributions, and what it spent.
+
+    content: the surfaces of all tokens, joined. ends: where each token ends in it.
+    spent: cumulative nats, see `spent_nats`. without_bytes: tokens without bytes up to and with each one.
+    """
+
+    def __init__(
+        self, source: Scored, spent: Float[Tensor, "source_tokens"], pair: Pair, with_labels: bool = False
+    ) -> None:
+        """`with_labels` makes the token that was really read a candidate of every row: its nll is known."""
+        self.tokens, self.spent, self._pair = source.tokens, spent, pair
+        device = self.tokens.ids.device
+        doc = self.tokens.doc_of_token
+        self.first_of_doc, self.last_of_doc = self.tokens.doc_offsets[doc], self.tokens.doc_offsets[doc + 1] - 1
+        self.surfaces = pair.source_bytes.to(device)
+        lengths = self.surfaces.lengths[self.tokens.ids]
+        self.content = torch.from_numpy(pair.source.join_surfaces(self.tokens.ids)).to(device)
+        self.ends = lengths.cumsum(0)
+        self.without_bytes = (lengths == 0).cumsum(0)
+        self.dist = self._add_labels(source) if with_labels else source.dist
+        self._least = self._least_kept(source.dist)
+
+    def count_longer(self, text: Text) -> Int[Tensor, "pieces"]:
+        """Tokens of the source's vocabulary that begin with each piece of text and go on."""
+        return self._pair.source_tree.to(text.length.device).count_longer(text)
+
+    def bound_lost(
+        self, rows: Int[Tensor, "pieces"], text: Text, found: Int[Tensor, "pieces"]
+    ) -> Float[Tensor, "pieces"]:
+        """Log of the most that tokens beginning with a piece of text may weigh besides those `found` in its row.
+
+        They share the row's tail, and none of them is likelier than the least likely candidate that the row kept. What
+        is unknown in the row adds to it. Nothing is lost for row -1.
+        """
+        missed = (self.count_longer(text) - found).clamp(min=0)
+        tail, unknown = (values[rows].double() for values in (self.dist.tail_logprob, self.dist.unknown_logprob))
+        bound = torch.minimum(tail, missed.double().log() + self._least[rows]).masked_fill(missed == 0, -torch.inf)
+        return torch.logaddexp(bound, unknown).masked_fill(rows == NO_ROW, -torch.inf)
+
+    def ends_by(self, row: Int[Tensor, "n"], read_row: Int[Tensor, "n"], end: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
+        """Whether `read_row` is a later token of the same document as `row`, has bytes, and provably ends by `end`."""
+        read = read_row.clamp(max=len(self.ends) - 1)
+        boundary = self.tokens.boundaries[read]
+        same_doc = (read_row <= self.last_of_doc[row]) & (self.surfaces.lengths[self.tokens.ids[read]] > 0)
+        return same_doc & (boundary != NO_BOUNDARY) & (boundary <= end)
+
+    def _least_kept(self, dist: TokenDist) -> Float[Tensor, "source_tokens"]:
+        """Log-probability of each row's least likely candidate; 0 for a row without any."""
+        least = torch.zeros(dist.num_rows, dtype=torch.float64, device=dist.ids.device)
+        return least.scatter_reduce(0, dist.row_of_entry, dist.logprobs.double(), "amin")
+
+    def _add_labels(self, source: Scored) -> TokenDist:
+        """The distributions with each row's label among the candidates, its mass taken from the tail."""
+        dist, row = source.dist, source.dist.row_of_entry
+        label = self.tokens.ids.roll(-1)
+        kept = torch.zeros(dist.num_rows, dtype=torch.bool, device=row.device)
+        kept[row[dist.ids == label[row]]] = True
+        rows = torch.arange(dist.num_rows, device=row.device)
+        added = (~kept & (rows != self.last_of_doc) & dist.present).nonzero().squeeze(1)
+        logprob = torch.minimum(-source.nll[added].double(), dist.tail_logprob[added].double())
+        tail = dist.tail_logprob.double()
+        tail[added] = log_subtract(tail[added], logprob)
+        order = torch.cat([row, added]).argsort(stable=True)
+        widths = dist.row_offsets.diff().index_add(0, added, torch.ones_like(added))
+        return TokenDist(
+            row_offsets=torch.cat([widths.new_zeros(1), widths.cumsum(0)]),
+            ids=torch.cat([dist.ids.long(), label[added]])[order],
+            logprobs=torch.cat([dist.logprobs.double(), logprob])[order],
+            tail_logprob=tail,
+            unknown_logprob=dist.unknown_logprob,
+            vocab_size=dist.vocab_size,
+        )

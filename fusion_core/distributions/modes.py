@@ -1,0 +1,240 @@
+"""Extraction modes: which candidates of a row are kept, and the reduction of logits to them.
+
+`ExtractionMode` is the union of the modes; each is called with logits and returns a `TokenDist` whose
+log-probabilities are those of the *full* softmax, over all columns of the logits. Columns past the tokenizer's
+vocabulary (padded embedding rows) are part of that softmax but are never candidates: their mass is tail.
+
+At a temperature T other than 1, kept, tail and unknown are those of softmax(logits / T). A tail can't be tempered
+later, so it is done here; the nll of labels is always that of the model itself, at T = 1.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from fusion_core.distributions.draws import draw_ids, draw_uniforms
+from fusion_core.distributions.rows import concatenate, offsets_of
+from fusion_core.spec import Spec
+from fusion_core.types import TokenDist
+
+NO_LABEL = -1
+
+
+class _Mode(Spec, ABC):
+    """What the extraction modes share: called with logits, they return the distributions of all rows."""
+
+    chunk_elements: ClassVar[int] = 2**25  # 128 MiB of fp32 logits at a time
+    kind: str
+    temperature: float = Field(
+        default=1.0, gt=0, title="Temperature", description="Divides the logits; above 1 the kept rows are flatter."
+    )
+
+    def __call__(self, logits: Float[Tensor, "rows columns"], vocab_size: int) -> TokenDist:
+        """The kept candidates of each row with the tail of the rest; see `reduce_logits`."""
+        labels = torch.full(logits.shape[:1], NO_LABEL, device=logits.device)
+        return reduce_logits(logits, labels, self, vocab_size)[0]
+
+    @abstractmethod
+    def reduce(
+        self,
+        logits: Float[Tensor, "rows columns"],
+        log_normalizer: Float[Tensor, "rows"],
+        row_keys: Int[Tensor, "rows"],
+        vocab_size: int,
+    ) -> TokenDist:
+        """The distributions of one chunk of fp32 logits, given the log-sum-exp of every row and its key."""
+
+
+class TopK(_Mode):
+    """The `k` most likely tokens of each row, falling; of equal logits the lower id comes first."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: int = Field(
+        default=10, ge=1, title="Candidates", description="How many of the most likely tokens each row keeps."
+    )
+
+    def reduce(
+        self,
+        logits: Float[Tensor, "rows columns"],
+        log_normalizer: Float[Tensor, "rows"],
+        row_keys: Int[Tensor, "rows"],
+        vocab_size: int,
+    ) -> TokenDist:
+        """The `k` most likely of each row."""
+        ids = rank_ids(logits[:, :vocab_size], self.k)
+        keep = torch.ones_like(ids, dtype=torch.bool)
+        return _keep_candidates(logits, log_normalizer, ids, keep, vocab_size)
+
+
+class TopP(_Mode):
+    """The fewest most likely tokens whose mass reaches `p`, at least one and at most `k_max`."""
+
+    kind: Literal["top_p"] = "top_p"
+    p: float = Field(
+        default=0.95, gt=0, le=1, title="Mass", description="Share of the probability mass that a row keeps."
+    )
+    k_max: int = Field(default=64, ge=1, title="Most candidates", description="No row keeps more candidates than this.")
+
+    def reduce(
+        self,
+        logits: Float[Tensor, "rows columns"],
+        log_normalizer: Float[Tensor, "rows"],
+        row_keys: Int[Tensor, "rows"],
+        vocab_size: int,
+    ) -> TokenDist:
+        """The most likely of each row until their mass reaches `p`."""
+        ids = rank_ids(logits[:, :vocab_size], self.k_max)
+        probs = (logits.gather(1, ids) - log_normalizer.unsqueeze(1)).exp()
+        mass_before = probs.cumsum(1) - probs
+        keep = mass_before < self.p
+        keep[:, :1] = True
+        return _keep_candidates(logits, log_normalizer, ids, keep, vocab_size)
+
+
+class Sampled(_Mode):
+    """`n` random draws per row, each token's probability being its share of them; ids rise.
+
+    The expectation of a row is the softmax over the tokenizer's vocabulary itself, so nothing is missing: no
+    tail, no unknown mass. It stays so under every linear map of the ids, and with it the expectation of every
+    loss that is linear in the teacher and of its gradient; the likeliest few, cut off, have a biased one
+    (Anshumann et al. 2025). Draws depend on the seed and the row's key alone; see `draw_ids` for their variance.
+    """
+
+    chunk_elements: ClassVar[int] = 2**23  # their running sums are float64
+    kind: Literal["sampled"] = "sampled"
+    n: int = Field(default=12, ge=1, title="Draws", description="How many tokens are drawn per row.")
+    seed: int = Field(default=0, ge=0, lt=2**63, title="Seed", description="Another one draws other tokens.")
+
+    def reduce(
+        self,
+        logits: Float[Tensor, "rows columns"],
+        log_normalizer: Float[Tensor, "rows"],
+        row_keys: Int[Tensor, "rows"],
+        vocab_size: int,
+    ) -> TokenDist:
+        """The shares of `n` draws; padded columns are never drawn."""
+        real = logits[:, :vocab_size]
+        weights = (real - real.amax(1, keepdim=True)).exp_()
+        drawn = draw_ids(weights, draw_uniforms(row_keys, self.n, self.seed))
+        row = torch.arange(len(drawn), device=drawn.device).unsqueeze(1)
+        entries = (row * vocab_size + drawn).flatten()
+        keys, counts = entries.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+        nothing = torch.full_like(log_normalizer, -torch.inf)
+        return TokenDist(
+            row_offsets=offsets_of(torch.bincount(keys // vocab_size, minlength=len(drawn))),
+            ids=keys % vocab_size,
+            logprobs=(counts / self.n).log(),
+            tail_logprob=nothing,
+            unknown_logprob=nothing,
+            vocab_size=vocab_size,
+        )
+
+
+ExtractionMode = Annotated[TopK | TopP | Sampled, Field(discriminator="kind")]
+
+
+def reduce_logits(
+    logits: Float[Tensor, "rows columns"],
+    labels: Int[Tensor, "rows"],
+    mode: _Mode,
+    vocab_size: int,
+    chunk_rows: int | None = None,
+    row_keys: Int[Tensor, "rows"] | None = None,
+) -> tuple[TokenDist, Float[Tensor, "rows"]]:
+    """The rows' distributions and the nll of their labels: fp32, nats under the full softmax.
+
+    labels: id of each row's label; `NO_LABEL` (-1) gives an nll of NaN.
+    vocab_size: number of the tokenizer's ids; no id from there on becomes a candidate.
+    chunk_rows: rows that are copied to fp32 at a time; bounds the memory, never changes the result.
+    row_keys: int64, what the random draws of each row depend on; the row's number by default. Whoever reduces
+        rows in several calls gives each row a key of its own, the same however the rows are batched.
+
+    Raises ValueError for a row with NaN or +inf (`finite_rows` tells which), for labels out of range and
+    for a vocabulary that the logits don't cover.
+    """
+    rows, columns = logits.shape
+    _check_reducible(labels, row_keys, rows, columns, vocab_size)
+    chunk_rows = chunk_rows or max(1, mode.chunk_elements // columns)
+    row_keys = torch.arange(rows, device=logits.device) if row_keys is None else row_keys
+    dists, nlls = [], []
+    for start in range(0, max(rows, 1), chunk_rows):
+        chunk = logits[start : start + chunk_rows].float()
+        log_normalizer = chunk.logsumexp(1)
+        _check_finite(log_normalizer, start)
+        wanted = labels[start : start + chunk_rows]
+        nll = log_normalizer - chunk.gather(1, wanted.clamp(min=0).unsqueeze(1)).squeeze(1)
+        nlls.append(nll.masked_fill(wanted == NO_LABEL, torch.nan))
+        if mode.temperature != 1:
+            chunk = chunk / mode.temperature
+            log_normalizer = chunk.logsumexp(1)
+        dists.append(mode.reduce(chunk, log_normalizer, row_keys[start : start + chunk_rows], vocab_size))
+    return concatenate(dists), torch.cat(nlls)
+
+
+def finite_rows(logits: Float[Tensor, "rows columns"], vocab_size: int) -> Bool[Tensor, "rows"]:
+    """Which rows can be reduced: finite for every id of the vocabulary, and no NaN or +inf past it.
+
+    Padded columns may be -inf: some models mask them so.
+    """
+    padding = logits[:, vocab_size:]
+    return logits[:, :vocab_size].isfinite().all(1) & (padding < torch.inf).all(1)
+
+
+def rank_ids(logits: Float[Tensor, "rows vocab"], k: int) -> Int[Tensor, "rows k"]:
+    """The ids of the `k` largest logits of each row (all of them if there are fewer), falling, ties by id.
+
+    `topk` alone leaves open which of several equal logits it returns; in half precision equals are common.
+    """
+    rows, vocab = logits.shape
+    k = min(k, vocab)
+    least = logits.topk(k, dim=1).values[:, -1:]
+    row, ids = (logits >= least).nonzero(as_tuple=True)
+    order = logits[row, ids].argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    first = offsets_of(torch.bincount(row, minlength=rows))[:-1]
+    return ids[order[first.unsqueeze(1) + torch.arange(k, device=row.device)]]
+
+
+def _keep_candidates(
+    logits: Float[Tensor, "rows columns"],
+    log_normalizer: Float[Tensor, "rows"],
+    ids: Int[Tensor, "rows k"],
+    keep: Bool[Tensor, "rows k"],
+    vocab_size: int,
+) -> TokenDist:
+    """The distributions that keep `ids` where `keep` says so; the tail is summed over everything else."""
+    values = logits.gather(1, ids)
+    log_rest = logits.scatter(1, ids, values.masked_fill(keep, -torch.inf)).logsumexp(1)
+    return TokenDist(
+        row_offsets=offsets_of(keep.sum(1)),
+        ids=ids[keep],
+        logprobs=(values - log_normalizer.unsqueeze(1))[keep],
+        tail_logprob=log_rest - log_normalizer,
+        unknown_logprob=torch.full_like(log_rest, -torch.inf),
+        vocab_size=vocab_size,
+    )
+
+
+def _check_reducible(labels: Tensor, row_keys: Tensor | None, rows: int, columns: int, vocab_size: int) -> None:
+    if not 1 <= vocab_size <= columns:
+        raise ValueError(f"logits score {columns} tokens but the vocabulary has {vocab_size}; pass the tokenizer's own")
+    if labels.shape != (rows,):
+        raise ValueError(f"expected one label for each of {rows} rows, found {tuple(labels.shape)}; pass -1 for none")
+    if row_keys is not None and row_keys.shape != (rows,):
+        raise ValueError(f"expected one key for each of {rows} rows, found {tuple(row_keys.shape)}; or pass none")
+    if rows and (int(labels.min()) < NO_LABEL or int(labels.max()) >= columns):
+        found = f"{int(labels.min())}..{int(labels.max())}"
+        raise ValueError(f"expected labels in 0..{columns - 1} or -1 for none, found {found}; check the tokenizer")
+
+
+def _check_finite(log_normalizer: Tensor, start: int) -> None:
+    bad = (~log_normalizer.isfinite()).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"expected finite logits, found NaN or infinity in {len(bad)} of {len(log_normalizer)} rows, first in row"
+            f" {start + int(bad[0])}; leave out the documents of the rows that finite_rows denies"
+        )

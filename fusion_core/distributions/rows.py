@@ -1,0 +1,155 @@
+"""Ragged rows: made, joined, taken, padded, mixed."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fusion_core.types import TokenDist
+
+
+def absent_rows(num_rows: int, vocab_size: int, device: torch.device | str = "cpu") -> TokenDist:
+    """Rows that nothing is known about."""
+    return TokenDist(
+        row_offsets=torch.zeros(num_rows + 1, dtype=torch.int64, device=device),
+        ids=torch.empty(0, dtype=torch.int64, device=device),
+        logprobs=torch.empty(0, device=device),
+        tail_logprob=torch.full((num_rows,), -torch.inf, device=device),
+        unknown_logprob=torch.zeros(num_rows, device=device),
+        vocab_size=vocab_size,
+    )
+
+
+def concatenate(dists: Sequence[TokenDist]) -> TokenDist:
+    """The rows of all distributions, one after the other. Raises ValueError unless they share a vocabulary."""
+    vocab_size = _shared_vocab_size(dists)
+    widths = torch.cat([dist.row_offsets.diff() for dist in dists])
+    return TokenDist(
+        row_offsets=offsets_of(widths),
+        ids=torch.cat([dist.ids for dist in dists]),
+        logprobs=torch.cat([dist.logprobs for dist in dists]),
+        tail_logprob=torch.cat([dist.tail_logprob for dist in dists]),
+        unknown_logprob=torch.cat([dist.unknown_logprob for dist in dists]),
+        vocab_size=vocab_size,
+    )
+
+
+def take_rows(dist: TokenDist, index: Int[Tensor, "taken"]) -> TokenDist:
+    """The rows named by `index`, in its order, repeats allowed; -1 gives an absent row."""
+    taken = index >= 0
+    if not dist.num_rows:
+        if bool(taken.any()):
+            raise ValueError(f"expected only -1 as index into 0 rows, found {int(index.max())}; pass rows to take from")
+        return absent_rows(len(index), dist.vocab_size, index.device)
+    source = index.clamp(min=0)
+    offsets = offsets_of(dist.row_offsets.diff()[source] * taken)
+    widths = offsets.diff()
+    shift = dist.row_offsets[source] - offsets[:-1]
+    entries = torch.arange(int(offsets[-1]), device=index.device) + shift.repeat_interleave(widths)
+    return TokenDist(
+        row_offsets=offsets,
+        ids=dist.ids[entries],
+        logprobs=dist.logprobs[entries],
+        tail_logprob=dist.tail_logprob[source].masked_fill(~taken, -torch.inf),
+        unknown_logprob=dist.unknown_logprob[source].masked_fill(~taken, 0.0),
+        vocab_size=dist.vocab_size,
+    )
+
+
+def pad(dist: TokenDist) -> tuple[Int[Tensor, "rows width"], Float[Tensor, "rows width"]]:
+    """Ids and log-probabilities as rectangles as wide as the widest row; padding is id 0 with -inf."""
+    filled = filled_slots(dist)
+    ids = dist.ids.new_zeros(filled.shape)
+    logprobs = dist.logprobs.new_full(filled.shape, -torch.inf)
+    ids[filled] = dist.ids
+    logprobs[filled] = dist.logprobs
+    return ids, logprobs
+
+
+def filled_slots(dist: TokenDist) -> Bool[Tensor, "rows width"]:
+    """Which places of the padded rectangle hold an entry; read row by row, they are the entries in order."""
+    widths = dist.row_offsets.diff()
+    width = int(widths.max()) if dist.num_rows else 0
+    return torch.arange(width, device=widths.device) < widths.unsqueeze(1)
+
+
+def normalize_known(dist: TokenDist) -> TokenDist:
+    """The same rows given what is known: kept and tail divided by 1 - unknown; absent rows stay absent.
+
+    The divisor is the sum of kept and tail itself, so the rows also lose the rounding of storage.
+    """
+    kept = pad(dist)[1].float()
+    tail = dist.tail_logprob.float()
+    log_known = torch.cat([kept, tail.unsqueeze(1)], 1).logsumexp(1)
+    divisor = log_known.masked_fill(~dist.present, 0.0)
+    return TokenDist(
+        row_offsets=dist.row_offsets,
+        ids=dist.ids,
+        logprobs=dist.logprobs.float() - divisor[dist.row_of_entry],
+        tail_logprob=tail - divisor,
+        unknown_logprob=torch.zeros_like(tail).masked_fill(dist.present, -torch.inf),
+        vocab_size=dist.vocab_size,
+    )
+
+
+def mix(dists: Sequence[TokenDist], weights: Float[Tensor, "dists rows"]) -> TokenDist:
+    """The weighted sum of the distributions, row by row, kept on the union of their ids; ids rise in a row.
+
+    weights: not negative, sum to one in each row. A weight of zero leaves that row of that distribution out.
+
+    A distribution's tail lies outside its own ids, but may lie on an id that only another one keeps. So it
+    stays tail where the distribution keeps the whole union, and is unknown elsewhere. What was unknown
+    stays so: a distribution that is absent in a row makes its weight unknown there.
+    Raises ValueError for other vocabularies, numbers of rows or weights.
+    """
+    vocab_size = _shared_vocab_size(dists)
+    num_rows = dists[0].num_rows
+    _check_weights(weights, len(dists), [dist.num_rows for dist in dists])
+    log_weights = weights.float().log()
+    keys, logprobs = [], []
+    for dist, log_weight in zip(dists, log_weights, strict=True):
+        row = dist.row_of_entry
+        counts = log_weight[row] > -torch.inf
+        keys.append((row * vocab_size + dist.ids)[counts])
+        logprobs.append((dist.logprobs.float() + log_weight[row])[counts])
+    union = torch.cat(keys).unique()  # type: ignore[no-untyped-call]
+    offsets = torch.searchsorted(union, torch.arange(num_rows + 1, device=union.device) * vocab_size)
+
+    kept = torch.full(union.shape, -torch.inf, device=union.device)
+    tail = torch.full((num_rows,), -torch.inf, device=union.device)
+    unknown = tail
+    for dist, log_weight, key, logprob in zip(dists, log_weights, keys, logprobs, strict=True):
+        at = torch.searchsorted(union, key)
+        kept[at] = torch.logaddexp(kept[at], logprob)
+        own_tail = dist.tail_logprob.float() + log_weight
+        complete = dist.row_offsets.diff() == offsets.diff()
+        tail = torch.logaddexp(tail, own_tail.masked_fill(~complete, -torch.inf))
+        unknown = torch.logaddexp(unknown, own_tail.masked_fill(complete, -torch.inf))
+        unknown = torch.logaddexp(unknown, dist.unknown_logprob.float() + log_weight)
+    return TokenDist(offsets, union % vocab_size, kept, tail, unknown, vocab_size)
+
+
+def offsets_of(widths: Int[Tensor, "rows"]) -> Int[Tensor, "rows_plus_one"]:
+    """Where each row begins, and where the last one ends, from the number of entries of each."""
+    return torch.cat([widths.new_zeros(1), widths.cumsum(0)])
+
+
+def _shared_vocab_size(dists: Sequence[TokenDist]) -> int:
+    sizes = {dist.vocab_size for dist in dists}
+    if len(sizes) != 1:
+        found = ", ".join(map(str, sorted(sizes))) or "no distribution at all"
+        raise ValueError(f"expected distributions over one vocabulary, found sizes: {found}; align them first")
+    return sizes.pop()
+
+
+def _check_weights(weights: Tensor, num_dists: int, rows: Sequence[int]) -> None:
+    if len(set(rows)) != 1 or weights.shape != (num_dists, rows[0]):
+        raise ValueError(
+            f"expected weights of shape {(num_dists, rows[0])} for distributions of equally many rows, found"
+            f" {tuple(weights.shape)} for {rows} rows; pass one weight per distribution and row"
+        )
+    if not (bool((weights >= 0).all()) and torch.allclose(weights.sum(0), weights.new_ones(()), atol=1e-4)):
+        raise ValueError(
+            "expected weights that are not negative and sum to 1 in each row, found others; divide by the sum"
+        )

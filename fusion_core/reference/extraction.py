@@ -1,0 +1,47 @@
+"""What the original keeps of a forward pass."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fusion_core.distributions.modes import rank_ids
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A batch as the original stores it, everything but the ids in fp16.
+
+    ids, logits: the largest logits of each row, falling; padding rows are not told apart.
+    nll: nats of each next token, 0 where there is none. cross_entropy: their mean per sequence, NaN for one token.
+    """
+
+    ids: Int[Tensor, "batch seq k"]
+    logits: Float[Tensor, "batch seq k"]
+    nll: Float[Tensor, "batch labels"]
+    cross_entropy: Float[Tensor, "batch"]
+
+
+def extract(
+    logits: Float[Tensor, "batch seq vocab"],
+    labels: Int[Tensor, "batch seq"],
+    attention_mask: Int[Tensor, "batch seq"],
+    k: int,
+) -> Extracted:
+    """The `k` largest logits of each row and the sequences' cross-entropies, after rounding the logits to fp16.
+
+    labels: the input ids, not shifted; -100 for padding. Of equal logits the lower id comes first; the original
+    leaves that open.
+    Raises ValueError for a `k` that the vocabulary doesn't have.
+    """
+    batch, seq, vocab = logits.shape
+    if not 1 <= k <= vocab:
+        raise ValueError(f"expected a k in 1..{vocab}, the size of the vocabulary, found {k}; take a smaller one")
+    half = logits.to(torch.float16)
+    ids = rank_ids(half.flatten(0, 1), k).view(batch, seq, k)
+    is_label = attention_mask[:, 1:]
+    nll = cross_entropy(half[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none").view(batch, seq - 1)
+    mean = (nll * is_label).sum(1) / is_label.sum(1)
+    return Extracted(ids, half.gather(-1, ids), nll, mean)

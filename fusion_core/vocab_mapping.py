@@ -1,0 +1,109 @@
+"""Where the tokens of a source go in the target's vocabulary.
+
+A mapping is chosen by its `kind` and called once per (source, target). Byte surfaces are compared, never strings;
+special tokens go by their role: the end token to the end token, everything else that has no bytes nowhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from fusion_core.min_edit import MinEdit
+from fusion_core.spec import Spec
+from fusion_core.types import VocabMap
+from fusion_core.vocabulary import NOWHERE, Vocabulary, map_roles
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+"""Token ids of texts as the target cuts them in the middle of a document: no prefix space, no special tokens."""
+
+
+class BytePiece(Spec):
+    """Each source token goes to the first token that the target makes of its bytes."""
+
+    kind: Literal["byte_piece"] = Field(default="byte_piece", title="First piece of the target's own tokenization")
+
+    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode) -> VocabMap:
+        """The map of every source id.
+
+        The target's own tokenization counts, not a byte-equal token that it would never produce. Where that first token
+        doesn't begin the source's bytes (part of a character, text that the target normalises or doesn't know), the
+        longest target token that does is taken instead; if there is none either, the target's first token if it has
+        bytes at all, else nowhere (-1).
+        """
+        with_bytes = [token for token, surface in enumerate(source.surfaces) if surface]
+        ids = map_roles(source, target)
+        pieces = first_pieces([source.surfaces[token] or b"" for token in with_bytes], target, encode)
+        for token, piece in zip(with_bytes, pieces, strict=True):
+            ids[token] = piece
+        return VocabMap(torch.tensor(ids, dtype=torch.int64), target.size)
+
+
+class Canonical(Spec):
+    """Each candidate counts for the token that the target would put in its place, in the text before it."""
+
+    kind: Literal["canonical"] = Field(default="canonical", title="The target's own tokenization, in context")
+
+    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode) -> VocabMap:
+        """`BytePiece`'s map, marked `in_context`: aligning looks at each row's text and takes it as a last resort."""
+        return replace(BytePiece()(source, target, encode), in_context=True)
+
+
+class ExactMatch(Spec):
+    """Each source token goes to the target token of the same bytes; the others go nowhere."""
+
+    kind: Literal["exact"] = Field(default="exact", title="Tokens of equal bytes only")
+
+    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode | None = None) -> VocabMap:
+        """The map of every source id, -1 where no target token has its bytes; of equal ones see `id_of_surface`.
+
+        `encode` is accepted for the sake of other mappings and not used.
+        """
+        ids = map_roles(source, target)
+        for token, surface in enumerate(source.surfaces):
+            if surface:
+                ids[token] = target.id_of_surface.get(surface, NOWHERE)
+        return VocabMap(torch.tensor(ids, dtype=torch.int64), target.size)
+
+
+VocabMapping = Annotated[BytePiece | Canonical | ExactMatch | MinEdit, Field(discriminator="kind")]
+
+
+def first_pieces(surfaces: Sequence[bytes], target: Vocabulary, encode: Encode) -> list[int]:
+    """The target id that each text (not empty) begins with in the target's own tokenization, by `BytePiece`'s rules."""
+    whole = {surface: text for surface in surfaces if (text := decode_text(surface)) is not None}
+    encoded = dict(zip(whole, encode(list(whole.values())), strict=True)) if whole else {}
+    find_prefix = _PrefixFinder(target.id_of_surface)
+    return [_first_piece(surface, encoded.get(surface, []), target, find_prefix) for surface in surfaces]
+
+
+class _PrefixFinder:
+    """Finds the longest of some surfaces that given bytes begin with."""
+
+    def __init__(self, id_of_surface: Mapping[bytes, int]) -> None:
+        self._id_of_surface = id_of_surface
+        self._longest = max(map(len, id_of_surface), default=0)
+
+    def __call__(self, content: bytes) -> int:
+        for length in range(min(len(content), self._longest), 0, -1):
+            if (token := self._id_of_surface.get(content[:length])) is not None:
+                return token
+        return NOWHERE
+
+
+def _first_piece(surface: bytes, encoded: Sequence[int], target: Vocabulary, find_prefix: _PrefixFinder) -> int:
+    first = next((token for token in encoded if target.surfaces[token]), NOWHERE)
+    if first != NOWHERE and surface.startswith(target.surfaces[first] or b""):
+        return first
+    prefix = find_prefix(surface)
+    return prefix if prefix != NOWHERE else first
+
+
+def decode_text(content: bytes) -> str | None:
+    """The text, or None where the bytes are no whole characters."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None

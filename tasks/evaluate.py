@@ -1,0 +1,57 @@
+"""Evaluate: what a model pays for every held-out document, in nats, whatever its tokenizer."""
+
+import json
+
+from pydantic import Field
+
+from fusion_core.distributions import TopK
+from fusion_core.spec import Spec
+from fusion_core.types import NO_BOUNDARY
+from tasks.artifacts import EvaluationRef, ModelRef, Runtime, ShardRef
+from tasks.documents import read_documents
+from tasks.engines import Dtype, check_window, pick_device, score_tokens
+from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
+from tasks.step import Output, step
+from tasks.store import open_store
+
+COSTS = "costs.json"
+
+
+class EvaluationSpec(Spec):
+    """How the held-out text is read."""
+
+    dtype: Dtype = Field("float32", title="Precision")
+
+
+@step(version=1, on_device=True)
+def evaluate(
+    model: ModelRef, shards: list[ShardRef], spec: EvaluationSpec, *, runtime: Runtime, out: Output
+) -> EvaluationRef:
+    """Nats and bytes per document: `costs.json`. Every byte of the text is paid for; the end token isn't counted."""
+    store = open_store(runtime)
+    folder = store.fetch(model)
+    tokenizer = load_tokenizer(folder)
+    vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(folder))
+    network = load_model(folder, spec.dtype, pick_device(runtime.device))
+    costs: dict[str, dict[str, object]] = {}
+    for number, shard in enumerate(shards):
+        pieces = read_documents(store, shard)
+        tokens = encode_documents(tokenizer, vocabulary, [p.text for p in pieces], [p.final for p in pieces])
+        check_window(window, tokens, [len(p.text.encode()) for p in pieces])
+        scored, quarantined = score_tokens(
+            network, tokens, TopK(k=1), vocabulary.size, batch_tokens=runtime.batch_tokens
+        )
+        if quarantined:
+            raise ValueError(
+                f"evaluation: expected finite logits, found NaN or infinity in document {pieces[quarantined[0]].id}"
+            )
+        starts = tokens.doc_offsets.tolist()
+        for i, piece in enumerate(pieces):
+            last = starts[i + 1] - (2 if piece.final and tokens.boundaries[starts[i + 1] - 1] == NO_BOUNDARY else 1)
+            entry = costs.setdefault(piece.id, {"domain": piece.domain, "bytes": 0, "nats": 0.0})
+            entry["bytes"] += len(piece.text.encode())  # type: ignore[operator]
+            entry["nats"] += float(scored.nll[starts[i] : last].double().sum())  # type: ignore[operator]
+        out.progress(number + 1, len(shards), "shards")
+    (out.dir / COSTS).write_text(json.dumps([{"id": name, **entry} for name, entry in costs.items()]))
+    out.facts |= {"documents": len(costs)}
+    return out.ref(EvaluationRef)

@@ -1,0 +1,128 @@
+"""What a flow holds of its steps: futures, the plan of a run that computes nothing, and waiting for many shards."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.artifacts import Ref
+
+
+class Future(Protocol):
+    """What `submit` returns: Prefect's future, or a finished one in a plan."""
+
+    def result(self) -> Any:  # Any: Prefect's futures aren't generic over what our steps return
+        """The ref, once it is there; raises what the step raised."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A future that holds its ref already."""
+
+    value: Ref
+
+    def result(self) -> Ref:
+        """The ref."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A step that Prefect runs. Where an input failed it fails with that reason: Prefect itself says "not ready"."""
+
+    future: Future
+    inputs: tuple["Submitted", ...]
+
+    def result(self) -> Any:  # Any: as of `Future`
+        """The ref, once it is there."""
+        try:
+            return self.future.result()
+        except Exception:
+            for used in self.inputs:
+                used.result()
+            raise
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One artifact that a run would need. `cached_bytes` is None when it has to be computed."""
+
+    step: str
+    label: str
+    ref: Ref
+    cached_bytes: int | None
+
+
+_plan: ContextVar[list[Planned] | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def planning() -> Iterator[list[Planned]]:
+    """Within the block, `submit` computes nothing and appends to the list what a run would need."""
+    entries: list[Planned] = []
+    token = _plan.set(entries)
+    try:
+        yield entries
+    finally:
+        _plan.reset(token)
+
+
+def current_plan() -> list[Planned] | None:
+    """The list of the `planning()` block around the caller, or None when steps are to be run."""
+    return _plan.get()
+
+
+def is_planning() -> bool:
+    """Whether the caller runs inside `planning()`."""
+    return current_plan() is not None
+
+
+def resolve(value: Any) -> Any:  # Any: a step's arguments, whatever they are
+    """The value with our futures, also in lists and dictionaries, replaced by their refs or by Prefect's futures."""
+    if isinstance(value, Done):
+        return value.value
+    if isinstance(value, Submitted):
+        return value.future
+    if isinstance(value, dict):
+        return {key: resolve(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [resolve(item) for item in value]
+    return value
+
+
+def submitted_in(value: Any) -> Iterator[Submitted]:  # Any: a step's arguments, whatever they are
+    """The futures of running steps in the value, also in lists and dictionaries."""
+    if isinstance(value, Submitted):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from submitted_in(item)
+
+
+class ShardsFailed(Exception):
+    """Too many shards failed; the message counts them and names the first reason. `causes`: what each failed with."""
+
+    def __init__(self, message: str, causes: Sequence[BaseException] = ()) -> None:
+        super().__init__(message)
+        self.causes = tuple(causes)
+
+
+def settle(futures: Sequence[Future], what: str, *, minimum: float = 1.0) -> list[Any]:  # Any: refs of what was awaited
+    """The refs of all, None for each that failed, after the last has ended.
+
+    Raises `ShardsFailed` when the share of those that succeeded is under `minimum`.
+    """
+    results: list[Any] = []
+    causes: list[Exception] = []
+    for future in futures:
+        try:
+            results.append(future.result())
+        except Exception as error:  # whatever ended a shard, the others go on
+            results.append(None)
+            causes.append(error)
+    succeeded = len(results) - len(causes)
+    if succeeded < minimum * len(results) - 1e-9:  # 0.55 * 100 is a little over 55 in floating point
+        first = f"{type(causes[0]).__name__}: {causes[0]}"
+        raise ShardsFailed(f"{len(causes)}/{len(results)} {what} failed: {first}", causes)
+    return results

@@ -1,0 +1,227 @@
+"""The comparison: every model on the same held-out documents, and the fused one against its rivals.
+
+A rival is the target or one of its other trainings (the baselines). All numbers are bits per byte; means
+give each domain the same weight; intervals are 95 % percentile intervals over resampled documents, paired
+where two models are compared (`fusion_core.metrics`).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion_core.metrics import Interval, bootstrap_interval, paired_bootstrap
+from fusion_core.spec import Spec
+from tasks.artifacts import EvaluationRef, ModelRef, ReportRef
+from tasks.store import Store
+
+COMPARISON = "comparison.json"
+_COSTS = "costs.json"
+_RESAMPLES, _SEED = 2000, 0
+
+Role = Literal["source", "target", "baseline", "fused"]
+
+
+class ReportRow(Spec):
+    """One model of the table, and what it paid for the held-out text."""
+
+    name: str
+    role: Role
+    model: ModelRef
+    evaluation: EvaluationRef
+
+
+class Domain(Spec):
+    """How much held-out text there is of one domain."""
+
+    name: str
+    documents: int
+    bytes: int
+
+
+class Standing(Spec):
+    """One model's bits per byte: per domain in the comparison's order, and the mean over domains."""
+
+    name: str
+    role: Role
+    model: ModelRef
+    evaluation: EvaluationRef
+    domains: tuple[Interval, ...]
+    mean: Interval
+
+
+class Difference(Spec):
+    """The fused model against one rival, (fused - rival) / rival; below zero the fused model is better.
+
+    domains: the same within each domain, in the comparison's order.
+    """
+
+    rival: str
+    role: Role
+    mean: Interval
+    domains: tuple[Interval, ...]
+
+
+class Regression(Spec):
+    """Where the fused model is worse than a rival. `domain` None is the mean; `certain`: the interval excludes zero."""
+
+    rival: str
+    domain: str | None
+    difference: Interval
+    certain: bool
+
+
+class Comparison(Spec):
+    """The table: one standing per model, in the order given, and one difference per rival of the fused model."""
+
+    title: str
+    domains: tuple[Domain, ...]
+    standings: tuple[Standing, ...]
+    differences: tuple[Difference, ...]
+    regressions: tuple[Regression, ...]
+    resamples: int
+    seed: int
+
+    @property
+    def fused(self) -> Standing:
+        """The fused model's standing."""
+        return next(standing for standing in self.standings if standing.role == "fused")
+
+    @property
+    def strongest(self) -> Difference | None:
+        """The difference from the rival with the best mean; None without rivals."""
+        means = [s.mean.estimate for s in self.standings if s.role in ("target", "baseline")]
+        return self.differences[int(np.argmin(means))] if means else None
+
+    @property
+    def verdict(self) -> str:
+        """The result in one sentence."""
+        fused, strongest, count = self.fused, self.strongest, len(self.domains)
+        over = f"mean over {count} domains, " if count > 1 else ""
+        found = (
+            f"The fused model needs {fused.mean.estimate:.3f} bits per byte of held-out text "
+            f"({over}95\N{NO-BREAK SPACE}% interval {fused.mean.low:.3f} to {fused.mean.high:.3f})"
+        )
+        if strongest is None:
+            return f"{found}; this run has nothing to compare it with."
+        d = strongest.mean
+        interval = f"({percent(d.estimate)}, 95\N{NO-BREAK SPACE}% interval {percent(d.low)} to {percent(d.high)})"
+        if d.low <= 0 <= d.high:
+            return f"{found}; this text can’t tell it from {strongest.rival}, its strongest rival {interval}."
+        better = sum(domain.estimate < 0 for domain in strongest.domains)
+        word = "fewer" if d.high < 0 else "more"
+        where = f", with fewer in {better} of {count} domains" if count > 1 else ""
+        return f"{found}, {word} than its strongest rival, {strongest.rival} {interval}{where}."
+
+
+def percent(share: float) -> str:
+    """A signed percentage with one decimal and a true minus sign: −6.8 %."""
+    return f"{100 * share:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
+
+
+def compare(title: str, rows: Sequence[ReportRow], store: Store) -> Comparison:
+    """The comparison of evaluated models.
+
+    Raises ValueError unless exactly one row is fused and all were measured on the same documents.
+    """
+    fused_rows = [number for number, row in enumerate(rows) if row.role == "fused"]
+    if len(fused_rows) != 1:
+        raise ValueError(
+            f"report: expected exactly 1 fused model to compare, found {len(fused_rows)} among {len(rows)} rows"
+        )
+    costs = [_Costs.read(store, row.evaluation) for row in rows]
+    for row, cost in zip(rows, costs, strict=True):
+        _check_same_documents(rows[0].name, costs[0], row.name, cost)
+    domains, fused = costs[0].by_domain(), costs[fused_rows[0]]
+    differences = tuple(
+        Difference(rival=row.name, role=row.role, mean=fused.against(cost), domains=fused.against_by_domain(cost))
+        for row, cost in zip(rows, costs, strict=True)
+        if row.role in ("target", "baseline")
+    )
+    return Comparison(
+        title=title,
+        domains=tuple(
+            Domain(name=name, documents=len(part.ids), bytes=int(part.bytes.sum())) for name, part in domains
+        ),
+        standings=tuple(_standing(row, cost) for row, cost in zip(rows, costs, strict=True)),
+        differences=differences,
+        regressions=tuple(r for d in differences for r in _regressions(d, [name for name, _ in domains])),
+        resamples=_RESAMPLES,
+        seed=_SEED,
+    )
+
+
+def read_comparison(store: Store, ref: ReportRef) -> Comparison:
+    """The comparison of a report in the store."""
+    return Comparison.model_validate_json((store.fetch(ref, [COMPARISON]) / COMPARISON).read_bytes())
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What one model paid, per document."""
+
+    ids: tuple[str, ...]
+    domains: tuple[str, ...]
+    bytes: NDArray[np.int64]
+    nats: NDArray[np.float64]
+
+    @classmethod
+    def read(cls, store: Store, ref: EvaluationRef) -> "_Costs":
+        entries = json.loads((store.fetch(ref, [_COSTS]) / _COSTS).read_text(encoding="utf-8"))
+        return cls(
+            ids=tuple(entry["id"] for entry in entries),
+            domains=tuple(entry["domain"] for entry in entries),
+            bytes=np.array([entry["bytes"] for entry in entries], dtype=np.int64),
+            nats=np.array([entry["nats"] for entry in entries], dtype=np.float64),
+        )
+
+    def by_domain(self) -> list[tuple[str, "_Costs"]]:
+        """The documents of each domain, in the order in which domains first appear."""
+        names = np.array(self.domains)
+        return [(name, self._take(np.flatnonzero(names == name))) for name in dict.fromkeys(self.domains)]
+
+    def interval(self) -> Interval:
+        return bootstrap_interval(self.nats, self.bytes, self.domains, resamples=_RESAMPLES, seed=_SEED)
+
+    def against(self, rival: "_Costs") -> Interval:
+        return paired_bootstrap(self.nats, rival.nats, self.bytes, self.domains, resamples=_RESAMPLES, seed=_SEED)
+
+    def against_by_domain(self, rival: "_Costs") -> tuple[Interval, ...]:
+        pairs = zip(self.by_domain(), rival.by_domain(), strict=True)
+        return tuple(own.against(other) for (_, own), (_, other) in pairs)
+
+    def _take(self, index: NDArray[np.intp]) -> "_Costs":
+        pick = index.tolist()
+        return _Costs(
+            tuple(self.ids[i] for i in pick), tuple(self.domains[i] for i in pick), self.bytes[index], self.nats[index]
+        )
+
+
+def _standing(row: ReportRow, costs: _Costs) -> Standing:
+    domains = tuple(part.interval() for _, part in costs.by_domain())
+    return Standing(**dict(row), domains=domains, mean=costs.interval())
+
+
+def _regressions(difference: Difference, domains: Sequence[str]) -> list[Regression]:
+    places: list[tuple[str | None, Interval]] = [
+        (None, difference.mean),
+        *zip(domains, difference.domains, strict=True),
+    ]
+    return [
+        Regression(rival=difference.rival, domain=domain, difference=interval, certain=interval.low > 0)
+        for domain, interval in places
+        if interval.estimate > 0
+    ]
+
+
+def _check_same_documents(first: str, expected: _Costs, name: str, found: _Costs) -> None:
+    one, other = (list(zip(c.ids, c.domains, c.bytes.tolist(), strict=True)) for c in (expected, found))
+    if one != other:
+        shared = len(set(one) & set(other))
+        raise ValueError(
+            f"report: expected all models measured on the same documents in the same order, found {len(one)} for "
+            f"{first!r} and {len(other)} for {name!r} with {shared} in common; evaluate both on one corpus"
+        )

@@ -1,0 +1,50 @@
+"""Which failures are the world's, and so worth another try."""
+
+import errno
+
+# Of OSError, these say something about the request itself: asking again gives the same answer.
+_FINAL_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FINAL_ERRNOS = {errno.EDQUOT, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS}
+_RETRIED_STATUS = {408, 429, 500, 502, 503, 504}
+# The roots of each client's errors about connections, and of a device's about its memory.
+_RETRIED_NAMES = {
+    "ClientConnectionError",  # aiohttp
+    "ClientPayloadError",
+    "ConnectionError",  # the built-in one and requests
+    "HTTPClientError",  # botocore
+    "IncompleteReadError",
+    "OutOfMemoryError",  # torch
+    "Timeout",  # requests
+    "TimeoutError",
+    "TransportError",  # httpx
+}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may go through later: connections, time-outs, 5xx, a device out of memory.
+
+    Clients' errors are told by name and status, so that this module needs none of their packages. An
+    `OSError` that was raised from another error counts as that error. Bad input (`ValueError`), missing
+    files and full disks are never transient.
+    """
+    if isinstance(error, ValueError):
+        return False
+    status = _status_of(error)
+    if status is not None:
+        return status in _RETRIED_STATUS
+    if any(kind.__name__ in _RETRIED_NAMES for kind in type(error).__mro__):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    if error.__cause__ is not None:
+        return is_transient(error.__cause__)
+    return not isinstance(error, _FINAL_ERRORS) and error.errno not in _FINAL_ERRNOS
+
+
+def _status_of(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None

@@ -1,0 +1,30 @@
+"""Map vocabularies: where each token of a source goes in the target's vocabulary."""
+
+from fusion_core.alignment import Pair
+from fusion_core.vocab_mapping import VocabMapping
+from tasks.artifacts import ModelRef, Runtime, VocabMapRef
+from tasks.models import load_encode, load_tokenizer, load_vocabulary, mid_text_json
+from tasks.shards import write_pair
+from tasks.step import Output, step
+from tasks.store import open_store
+
+
+@step(version=2)
+def map_vocab(
+    source: ModelRef, target: ModelRef, mapping: VocabMapping, *, runtime: Runtime, out: Output
+) -> VocabMapRef:
+    """The map, both vocabularies' byte surfaces and the target's tokenizer: all that aligning needs to know."""
+    store = open_store(runtime)
+    target_folder = store.fetch(target)
+    source_vocabulary, target_vocabulary = load_vocabulary(store.fetch(source)), load_vocabulary(target_folder)
+    target_tokenizer = mid_text_json(load_tokenizer(target_folder))
+    vocab_map = mapping(source_vocabulary, target_vocabulary, load_encode(target_tokenizer))
+    write_pair(out.dir, Pair(source_vocabulary, target_vocabulary, vocab_map), target_tokenizer)
+    mapped = vocab_map.ids >= 0
+    out.facts |= {
+        "source_tokens": source_vocabulary.size,
+        "target_tokens": target_vocabulary.size,
+        "mapped": int(mapped.sum()),
+        "targets_reached": len(set(vocab_map.ids[mapped].tolist())),
+    }
+    return out.ref(VocabMapRef)

@@ -1,0 +1,115 @@
+"""The transformers engine against the plain forward pass, one document at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion_core.distributions import TopK
+from fusion_core.types import Tokens
+from tasks.engines import check_window, pick_device, score_tokens, split_head
+from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
+from tests.conftest import TEXTS, ModelFactory
+
+DOCUMENTS = [TEXTS[0], TEXTS[1] * 3, "ab", TEXTS[2]]
+
+
+def _read(folder: Path) -> tuple[Tokens, int]:
+    tokenizer = load_tokenizer(folder)
+    vocabulary = vocabulary_of(tokenizer)
+    return encode_documents(tokenizer, vocabulary, DOCUMENTS, [True] * len(DOCUMENTS)), vocabulary.size
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_neox"])
+def test_rows_equal_the_float64_softmax_of_each_document_alone(family: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family)(seed=3)
+    tokens, vocab_size = _read(folder)
+    model = load_model(folder, "float32")
+    scored, quarantined = score_tokens(model, tokens, TopK(k=5), vocab_size, batch_tokens=64)
+    assert quarantined == []
+    for start, stop in zip(tokens.doc_offsets[:-1].tolist(), tokens.doc_offsets[1:].tolist(), strict=True):
+        ids = tokens.ids[start:stop]
+        with torch.no_grad():
+            truth = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+        rows = scored.dist.rows(start, stop)
+        for i in range(stop - start):
+            kept = slice(int(rows.row_offsets[i]), int(rows.row_offsets[i + 1]))
+            best = truth[i, :vocab_size].topk(5).values.sort().values
+            torch.testing.assert_close(rows.logprobs[kept].double().sort().values, best, atol=2e-5, rtol=0)
+            torch.testing.assert_close(rows.logprobs[kept].double(), truth[i, rows.ids[kept]], atol=2e-5, rtol=0)
+        expected = -truth[:-1].gather(1, ids[1:, None]).squeeze(1)
+        torch.testing.assert_close(scored.nll[start : stop - 1].double(), expected, atol=2e-5, rtol=0)
+        assert torch.isnan(scored.nll[stop - 1])
+
+
+def test_batch_composition_does_not_change_a_row(tiny_llama: ModelFactory) -> None:
+    folder = tiny_llama(seed=1)
+    tokens, vocab_size = _read(folder)
+    model = load_model(folder, "float32")
+    one, _ = score_tokens(model, tokens, TopK(k=4), vocab_size, batch_tokens=1)
+    all_together, _ = score_tokens(model, tokens, TopK(k=4), vocab_size, batch_tokens=10_000)
+    torch.testing.assert_close(one.dist.logprobs, all_together.dist.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.nll, all_together.nll, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_padded_embedding_rows_never_become_candidates(tiny_neox: ModelFactory) -> None:
+    folder = tiny_neox(vocab_size=512, seed=2)
+    tokens, vocab_size = _read(folder)
+    model = load_model(folder, "float32")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[vocab_size:] *= 100  # padded rows that would win every softmax
+    scored, _ = score_tokens(model, tokens, TopK(k=8), vocab_size, batch_tokens=256)
+    assert vocab_size < 512
+    assert int(scored.dist.ids.max()) < vocab_size
+    assert scored.dist.vocab_size == vocab_size
+
+
+def test_a_document_with_nan_logits_is_quarantined_and_the_others_are_not(tiny_llama: ModelFactory) -> None:
+    folder = tiny_llama(seed=4)
+    tokens, vocab_size = _read(folder)
+    model = load_model(folder, "float32")
+    bounds = tokens.doc_offsets.tolist()
+    poison = next(iter(set(tokens.ids[bounds[3] :].tolist()) - set(tokens.ids[: bounds[3]].tolist())))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[poison] = torch.nan
+    scored, quarantined = score_tokens(model, tokens, TopK(k=4), vocab_size, batch_tokens=10_000)
+    assert quarantined == [3]
+    assert not scored.dist.present[bounds[3] :].any()
+    assert scored.dist.present[: bounds[3]].all()
+    assert torch.isnan(scored.nll[bounds[3] :]).all()
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_neox"])
+def test_a_split_model_gives_the_same_logits(family: str, request: pytest.FixtureRequest) -> None:
+    model = load_model(request.getfixturevalue(family)(seed=5), "float32")
+    head = split_head(model)
+    assert head is not None
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        logits = head.body(input_ids=ids).last_hidden_state @ head.weight.T
+        if head.bias is not None:
+            logits = logits + head.bias
+        torch.testing.assert_close(logits, model(input_ids=ids).logits)
+
+
+def test_a_model_that_caps_its_logits_is_not_split() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2)
+    assert split_head(Gemma2ForCausalLM(config)) is None
+
+
+def test_a_piece_over_the_window_is_refused_with_the_size_that_fits() -> None:
+    tokens = Tokens(torch.arange(300), torch.arange(300), torch.tensor([0, 100, 300]))
+    check_window(200, tokens, [400, 900])
+    check_window(None, tokens, [400, 900])
+    with pytest.raises(ValueError, match=r"at most 150 tokens, .* found one of 200 \(900 bytes\); .* to 607 or less"):
+        check_window(150, tokens, [400, 900])
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="found 'warp'; try cpu or auto"):
+        pick_device("warp")

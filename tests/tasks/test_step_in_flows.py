@@ -1,0 +1,118 @@
+"""Steps as Prefect tasks: hits are seen as `Cached`, the world is retried, bugs and bad input are not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.testing.utilities import prefect_test_harness
+
+from tasks.artifacts import Runtime, StoreError, TextsRef
+from tasks.planning import ShardsFailed, resolve, settle
+from tasks.step import Output, step
+from tasks.store import open_store
+
+CALLS: list[str] = []
+
+
+@step(version=1, retries=2)
+def fragile(name: str, errors: list[str], *, runtime: Runtime, out: Output) -> TextsRef:
+    """Raises each of the errors once, then succeeds."""
+    CALLS.append(name)
+    turn = CALLS.count(name) - 1
+    if turn < len(errors):
+        raise {"reset": ConnectionResetError, "value": ValueError, "store": StoreError}[errors[turn]]("as told")
+    (out.dir / "text").write_text(name)
+    return out.ref(TextsRef)
+
+
+@step(version=1)
+def join(texts: list[TextsRef], *, runtime: Runtime, out: Output) -> TextsRef:
+    """All names in one file."""
+    store = open_store(runtime)
+    (out.dir / "text").write_text(" ".join((store.fetch(ref) / "text").read_text() for ref in texts))
+    return out.ref(TextsRef)
+
+
+@step(version=1, on_device=True)
+def compute(*, runtime: Runtime, out: Output) -> TextsRef:
+    """Something on a device."""
+    return out.ref(TextsRef)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    CALLS.clear()
+    return Runtime(root=str(tmp_path))
+
+
+def run_one(name: str, errors: list[str], runtime: Runtime) -> State[Any]:
+    """The final state of the task, in a flow of its own."""
+    states: list[State[Any]] = []
+
+    @flow
+    def one() -> None:
+        future: Any = resolve(fragile.submit(name, errors, runtime=runtime, label=f"fragile {name}"))
+        future.wait()
+        states.append(future.state)
+
+    one()
+    return states[0]
+
+
+def test_a_hit_is_seen_as_cached_and_holds_the_same_ref(runtime: Runtime) -> None:
+    first, second = run_one("a", [], runtime), run_one("a", [], runtime)
+    assert (first.name, second.name) == ("Completed", "Cached")
+    assert second.result() == first.result() == fragile.fn("a", [], runtime=runtime)
+    assert CALLS == ["a"]
+
+
+def test_the_world_is_retried(runtime: Runtime) -> None:
+    state = run_one("b", ["reset"], runtime)
+    assert state.is_completed()
+    assert CALLS == ["b", "b"]
+    manifest = open_store(runtime).manifest(state.result())
+    assert manifest is not None
+    assert manifest.flow_run_id
+    assert manifest.task_run_id
+
+
+@pytest.mark.parametrize(("how", "error"), [("value", ValueError), ("store", StoreError)])
+def test_what_is_for_the_user_is_not_retried(runtime: Runtime, how: str, error: type[Exception]) -> None:
+    state = run_one("c", [how], runtime)
+    assert state.is_failed()
+    with pytest.raises(error, match="as told"):
+        state.result()
+    assert CALLS == ["c"]
+    assert open_store(runtime).listing() == {}
+
+
+def test_futures_flow_through_lists_and_one_failure_spares_the_others(runtime: Runtime) -> None:
+    @flow
+    def gather(broken: list[str]) -> TextsRef:
+        made = [fragile.submit(n, ["value"] * (n in broken), runtime=runtime, label=n) for n in ("x", "y", "z")]
+        joined = join.submit(made, runtime=runtime)
+        settle(made, "texts")
+        ref: TextsRef = joined.result()
+        return ref
+
+    with pytest.raises(ShardsFailed, match="1/3 texts failed: ValueError: as told"):
+        gather(["y"])
+    assert sorted(CALLS) == ["x", "y", "z"]
+    folder = open_store(runtime).fetch(gather([]))
+    assert (folder / "text").read_text() == "x y z"
+
+
+def test_a_device_slot_is_taken_for_work_and_not_for_hits(runtime: Runtime) -> None:
+    limited = runtime.model_copy(update={"device_slots": "no-such-limit"})
+    with pytest.raises(Exception, match="no-such-limit"):
+        compute.fn(runtime=limited)
+    assert compute.fn(runtime=runtime) == compute.fn(runtime=limited)

@@ -1,0 +1,102 @@
+"""The house's one-way imports, read from every module's syntax tree, lazy imports included."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OWNERS = {  # package -> the modules of tasks/ that may import it
+    "transformers": {"models", "engines", "trainer", "scratch"},
+    "tokenizers": {"models", "scratch"},
+    "datasets": {"corpus"},
+    "s3fs": {"store"},
+    "huggingface_hub": {"hub", "download"},
+}
+STDLIB_FILES = {"pathlib", "os", "io", "shutil", "tempfile", "logging", "subprocess", "socket"}
+CORE_MAY = {"torch", "numpy", "numba", "pydantic", "jaxtyping", "fusion_core", "llvmlite"}
+
+
+def _modules(layer: str) -> list[Path]:
+    return sorted((ROOT / layer).rglob("*.py"))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(top-level package, full dotted name) of every import in the file, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the full name"
+            assert node.module is not None
+            yield node.module.split(".")[0], node.module
+
+
+def _is_stdlib(package: str) -> bool:
+    import sys
+
+    return package in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", _modules("fusion_core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_math_imports_only_math(path: Path) -> None:
+    for package, _ in _imports(path):
+        assert package in CORE_MAY or _is_stdlib(package), f"{path.name} imports {package}"
+        assert package not in STDLIB_FILES, f"{path.name} imports {package}: math has no files, processes or logs"
+    assert ".cuda(" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", _modules("tasks"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_steps_know_no_flow_and_packages_have_owners(path: Path) -> None:
+    owner = path.relative_to(ROOT / "tasks").parts[0].removesuffix(".py")
+    for package, name in _imports(path):
+        assert package not in ("flows", "infra"), f"{path.name} imports {name}"
+        if package in OWNERS:
+            assert owner in OWNERS[package], f"{path.name} imports {name}; its owners are {OWNERS[package]}"
+        if package == "prefect":
+            assert owner == "step", f"{path.name} imports {name}; Prefect belongs to step.py"
+
+
+def _step_modules() -> set[str]:
+    found = set()
+    for path in _modules("tasks"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(
+                "step" in ast.unparse(d).split("(")[0].split(".") for d in node.decorator_list
+            ):
+                found.add(path.relative_to(ROOT / "tasks").parts[0].removesuffix(".py"))
+    return found
+
+
+def test_no_step_imports_another_step() -> None:
+    steps = _step_modules()
+    assert {"extract", "align", "fuse", "train"} <= steps
+    for path in _modules("tasks"):
+        owner = path.relative_to(ROOT / "tasks").parts[0].removesuffix(".py")
+        if owner not in steps:
+            continue
+        for package, name in _imports(path):
+            if package == "tasks" and name.count("."):
+                imported = name.split(".")[1]
+                assert imported == owner or imported not in steps, f"{path.name} imports the step {imported}"
+
+
+@pytest.mark.parametrize("path", _modules("flows"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_flows_hold_no_math_and_no_storage(path: Path) -> None:
+    forbidden = {"torch", "numpy", "numba", "transformers", "datasets", "s3fs", "safetensors"}
+    for package, name in _imports(path):
+        assert package not in forbidden, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", _modules("infra"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_infra_imports_no_project_code(path: Path) -> None:
+    for package, name in _imports(path):
+        assert package not in ("flows", "tasks", "fusion_core"), f"{path.name} imports {name}"
+
+
+def test_no_module_shadows_an_importable_package() -> None:
+    taken = {"datasets", "evaluate", "transformers", "torch", "prefect", "types"}
+    for path in _modules("flows"):
+        assert path.stem not in taken, f"flows/{path.name} would shadow the package {path.stem}"
