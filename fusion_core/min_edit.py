@@ -19,12 +19,12 @@ class MinEdit(Spec):
     a token of equal bytes may be missed. `BytePiece` and `Canonical` see the bytes; this mapping is the baseline.
     """
 
-    kind: Literal["min_edit"] = Field("min_edit", title="Most similar spelling")
+    kind: Literal["min_edit"] = Field(default="min_edit", title="Most similar spelling")
     max_distance: int | None = Field(
-        None, ge=0, title="Largest distance", description="In edits; a token farther from every target goes nowhere."
+        default=None, ge=0, title="Largest distance", description="In edits; a token farther from every target goes nowhere."
     )
     reference: bool = Field(
-        False,
+        default=False,
         title="As in the original",
         description="Compare special tokens by their spelling too; otherwise they go by role (end token to end token).",
     )

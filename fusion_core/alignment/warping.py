@@ -21,12 +21,12 @@ class _Warped(Spec):
     """What `ExactDTW` and `MinEditDTW` have in common."""
 
     unmatched: Literal["absent", "label"] = Field(
-        "absent",
+        default="absent",
         title="Rows without a match",
         description="absent: they carry no teacher. label: all mass on the token that really comes next.",
     )
     reference: bool = Field(
-        False,
+        default=False,
         title="As in the original",
         description=(
             "Rows without a match put all mass on the token just read, the first of colliding candidates wins, and "
@@ -34,7 +34,7 @@ class _Warped(Spec):
         ),
     )
     first_marker: bool = Field(
-        False,
+        default=False,
         title="Lend the first token a word marker",
         description=(
             "At the first token of a text, a source piece without a word marker counts as if it had the one that the "
@@ -96,7 +96,7 @@ class ExactDTW(_Warped):
     Paths are those of `MinEditDTW`: only what counts as the same token differs.
     """
 
-    kind: Literal["exact_dtw"] = Field("exact_dtw", title="Time warping, equal tokens")
+    kind: Literal["exact_dtw"] = Field(default="exact_dtw", title="Time warping, equal tokens")
 
     @property
     def _through_map(self) -> bool:
@@ -110,7 +110,7 @@ class MinEditDTW(_Warped):
     source token, equal to it as a string (the markers being one) or through the vocabulary map, takes that one's row.
     """
 
-    kind: Literal["min_edit_dtw"] = Field("min_edit_dtw", title="Time warping, similar tokens")
+    kind: Literal["min_edit_dtw"] = Field(default="min_edit_dtw", title="Time warping, similar tokens")
 
     @property
     def _through_map(self) -> bool:

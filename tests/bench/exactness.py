@@ -52,7 +52,7 @@ def draw_language(rng: np.random.Generator, letters: str = "abc", longest: int =
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """BPE by its definition: of all neighbours the pair merged earliest is joined, leftmost first, until none is left."""
+    """BPE by its definition: of all neighbours the earliest merge is done, leftmost first, until none is left."""
 
     letters: str
     merges: tuple[tuple[str, str], ...]

@@ -140,17 +140,13 @@ def _no_space(bench: Bench) -> list[str]:
     [
         pytest.param(_set("training.lm_weigth=0.5"), r"training\.lm_weigth: unknown key", id="unknown key"),
         pytest.param(_set("fusion.kind=vote"), r"fusion\.kind: expected one of .*found 'vote'", id="unknown strategy"),
-        pytest.param(_set("training.lm_weight=2"), r"training\.lm_weight: .*less than or equal to 1, found 2", id="lm_weight"),
+        pytest.param(_set("training.lm_weight=2"), r"training\.lm_weight: .*equal to 1, found 2", id="lm_weight"),
         pytest.param(_set("sources=[]"), r"sources: expected at least 1, found 0", id="no sources"),
-        pytest.param(
-            _set("sources.0.model.path=/no/such/model"), r"model /no/such/model: expected a folder .*nothing", id="no model folder"
-        ),
+        pytest.param(_set("sources.0.model.path=/no/model"), r"model /no/model: expected a folder", id="no folder"),
         pytest.param(_without_tokenizer, r"copy: expected a tokenizer .*found none", id="no tokenizer"),
         pytest.param(_without_config, r"copy: expected a config\.json", id="no config"),
-        pytest.param(_pickle_only, r"copy: expected safetensors weights, found only pickles .*convert", id="pickles only"),
-        pytest.param(
-            _set("corpus.documents.0.paths=[/no/*.txt]"), r"corpus\.documents\.paths: expected files at '/no/\*\.txt', found none", id="no text"
-        ),
+        pytest.param(_pickle_only, r"copy: expected safetensors weights, found only pickles", id="pickles only"),
+        pytest.param(_set("corpus.documents.0.paths=[/no/*.txt]"), r"files at '/no/\*\.txt', found none", id="no text"),
         pytest.param(_no_space, r"store .*: the run needs about [\d.]+ GB, [\d.]+ GB are free", id="no space"),
     ],
 )  # fmt: skip

@@ -222,8 +222,8 @@ def _flipped_shard(bench: Bench) -> list[str]:
         pytest.param(_few_rows, r"few-rows: expected a tokenizer of at most 300 ids.*found 320", id="few rows"),
         pytest.param(_text(b""), r"bad\.txt: expected a document of two characters or more, found 0", id="empty"),
         pytest.param(_text(b"x"), r"bad\.txt: expected a document of two characters or more, found 1", id="one token"),
-        pytest.param(_text(b"caf\xe9 au lait"), r"bad\.txt: expected UTF-8 text, found byte 0xe9 at offset 3", id="Latin-1"),
-        pytest.param(_newer_manifest, r"extract/.*: this llm-fuse reads manifests up to schema 1, found 99; upgrade", id="newer"),
+        pytest.param(_text(b"caf\xe9 au lait"), r"bad\.txt: expected UTF-8 text, found byte 0xe9", id="Latin-1"),
+        pytest.param(_newer_manifest, r"extract/.*: .*manifests up to schema 1, found 99", id="newer"),
         pytest.param(_flipped_shard, r"1/\d shards failed: .*align/.*expected sha256", id="damaged"),
     ],
 )  # fmt: skip

@@ -37,7 +37,7 @@ class Tally:
 
 def distance(found: Any, expected: Any) -> float:
     """The largest absolute difference of two arrays; NaN equals NaN; infinite for other shapes."""
-    a, b = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    a, b = (torch.as_tensor(values, dtype=torch.float64) for values in (found, expected))
     if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
         return math.inf
     same = (a == b) | a.isnan()
