@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test check format lock versions clean
+.PHONY: demo test check format lock versions clean bench-exactness
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -35,6 +35,10 @@ lock:                            ## resolve pyproject.toml anew into constraints
 	  | sed 's/+cpu$$//' \
 	  | grep -viE '^(pip|setuptools|wheel|triton|nvidia-|cuda-|llm-fuse)' > constraints.txt
 	rm -rf build/lock
+
+bench-exactness: $(VENV)/installed ## how wrong a teacher across tokenizers is, by enumeration
+	mkdir -p build
+	$(BIN)/python -m tests.bench.exactness --json build/exactness.json
 
 clean:                           ## remove the environment and caches; the store (.llm-fuse) stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -26,7 +26,7 @@ from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fuse import fuse
 from tasks.lineage import RunRecord, record_run
-from tasks.report import ReportRow, report
+from tasks.report import ReportRow, Role, report
 from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, ShardsFailed, is_planning, settle
 from tasks.store import open_store
@@ -64,14 +64,9 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
     sources = [_model(source, runtime) for source in recipe.sources]
     shards = build_shards(recipe.corpus, "corpus", runtime)
 
-    own = [
-        extract.submit(
-            target, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {recipe.target.name}")
-        )
-        for shard in shards
-    ]
+    own = _extract(recipe, recipe.target.name, target, shards, runtime)
     aligned = [
-        _align_source(recipe, source.name, model, target, own, shards, runtime)
+        _extract_and_align(recipe, source.name, model, target, own, shards, runtime)
         for source, model in zip(recipe.sources, sources, strict=True)
     ]
     fused = [
@@ -81,27 +76,24 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
         )
         for j, shard in enumerate(shards)
     ]  # fmt: skip
-    teachers = settle(fused, "shards", minimum=recipe.min_shards)
-    kept = [j for j, teacher in enumerate(teachers) if teacher is not None]
-    texts = [shards[j] for j in kept]
+    settled = settle(fused, "shards", minimum=recipe.min_shards)
+    kept = [j for j, teacher in enumerate(settled) if teacher is not None]
+    texts, teachers = [shards[j] for j in kept], [settled[j] for j in kept]
 
-    label = f"train {recipe.target.name}"
-    trained = train.submit(
-        target, texts, [teachers[j] for j in kept], recipe.training, runtime=runtime, label=f"{label} fused"
-    )
+    label = f"train {recipe.target.name} fused"
+    trained = train.submit(target, texts, teachers, recipe.training, runtime=runtime, label=label)
     if recipe.evaluation is None:
         return FusionResult(model=trained.result())
     baselines = [
         _train_baseline(b, recipe, target, texts, [own[j] for j in kept], runtime) for b in recipe.evaluation.baselines
     ]
-    rows = [(source.name, "source", model) for source, model in zip(recipe.sources, sources, strict=True)]
-    rows = rows if recipe.evaluation.sources else []
+    rows: list[tuple[str, Role, Future]] = []
+    if recipe.evaluation.sources:
+        rows += [(source.name, "source", model) for source, model in zip(recipe.sources, sources, strict=True)]
     rows.append((recipe.target.name, "target", target))
     rows += [(b.name, "baseline", model) for b, model in zip(recipe.evaluation.baselines, baselines, strict=True)]
     rows.append(("fused", "fused", trained))
-    made = _report(
-        recipe, rows, [[column[j] for j in kept] for column in aligned], [teachers[j] for j in kept], runtime
-    )
+    made = _report(recipe, rows, [[column[j] for j in kept] for column in aligned], teachers, runtime)
     return FusionResult(model=trained.result(), report=made.result())
 
 
@@ -115,7 +107,14 @@ def _model(named: NamedModel, runtime: Runtime) -> Future:
     return train.submit(untrained, shards, [], spec.training, runtime=runtime, label=f"train {named.name}")
 
 
-def _align_source(
+def _extract(recipe: Recipe, name: str, model: Future, shards: list[ShardRef], runtime: Runtime) -> list[Future]:
+    return [
+        extract.submit(model, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {name}"))
+        for shard in shards
+    ]
+
+
+def _extract_and_align(
     recipe: Recipe,
     name: str,
     model: Future,
@@ -124,17 +123,13 @@ def _align_source(
     shards: list[ShardRef],
     runtime: Runtime,
 ) -> list[Future]:
-    """One source through extraction and alignment, shard by shard."""
     vocab_map = map_vocab.submit(model, target, recipe.vocab_mapping, runtime=runtime, label=f"map vocabulary {name}")
-    scored = [
-        extract.submit(model, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {name}"))
-        for shard in shards
-    ]
+    scored = _extract(recipe, name, model, shards, runtime)
     return [
         align.submit(
-            scored[j], own[j], vocab_map, recipe.alignment, runtime=runtime, label=_of(shards, shard, f"align {name}")
+            read, mine, vocab_map, recipe.alignment, runtime=runtime, label=_of(shards, shard, f"align {name}")
         )
-        for j, shard in enumerate(shards)
+        for read, mine, shard in zip(scored, own, shards, strict=True)
     ]
 
 
@@ -154,23 +149,19 @@ def _train_baseline(
 
 def _report(
     recipe: Recipe,
-    rows: list[tuple[str, str, Future]],
+    rows: list[tuple[str, Role, Future]],
     aligned: list[list[Future]],
     fused: list[FusedRef],
     runtime: Runtime,
 ) -> Future:
     assert recipe.evaluation is not None
     shards = build_shards(recipe.evaluation.corpus, "corpus held-out", runtime)
-    measured = [
-        (
-            name,
-            role,
-            model,
-            evaluate.submit(model, shards, recipe.evaluation.spec, runtime=runtime, label=f"evaluate {name}"),
-        )
-        for name, role, model in rows
+    spec = recipe.evaluation.spec
+    costs = [evaluate.submit(m, shards, spec, runtime=runtime, label=f"evaluate {name}") for name, _, m in rows]
+    table = [
+        ReportRow(name=name, role=role, model=model.result(), evaluation=cost.result())
+        for (name, role, model), cost in zip(rows, costs, strict=True)
     ]
-    table = [ReportRow(name=n, role=r, model=m.result(), evaluation=e.result()) for n, r, m, e in measured]  # type: ignore[arg-type]
     return report.submit(
         recipe.name, table, [source.name for source in recipe.sources], aligned, fused, recipe.model_dump(mode="json"),
         runtime=runtime, label="report",

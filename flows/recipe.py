@@ -96,9 +96,13 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Recipe":
-        names = [model.name for model in (self.target, *self.sources)]
+        names = ["fused", *(model.name for model in (self.target, *self.sources))]
+        if self.evaluation is not None:
+            names += [baseline.name for baseline in self.evaluation.baselines]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"names of target and sources must differ, found {', '.join(sorted(twice))} twice")
+            raise ValueError(
+                f"names of target, sources, baselines and `fused` must differ, found {', '.join(sorted(twice))} twice"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ Kernels are compiled by numba on first use and read from its cache on disk from 
 lock and write only to what they are given or make themselves, so threads may run them side by side.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
@@ -27,7 +28,8 @@ R = TypeVar("R")
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function as machine code that runs without the interpreter's lock, cached on disk."""
-    return cast(Callable[P, R], numba.njit(nogil=True, cache=True)(function))
+    plain = inspect.unwrap(function)  # a checker of annotations may have wrapped it, which numba can't compile
+    return cast(Callable[P, R], numba.njit(nogil=True, cache=True)(plain))
 
 
 class Strings(NamedTuple):

@@ -21,7 +21,10 @@ class MinEdit(Spec):
 
     kind: Literal["min_edit"] = Field(default="min_edit", title="Most similar spelling")
     max_distance: int | None = Field(
-        default=None, ge=0, title="Largest distance", description="In edits; a token farther from every target goes nowhere."
+        default=None,
+        ge=0,
+        title="Largest distance",
+        description="In edits; a token farther from every target goes nowhere.",
     )
     reference: bool = Field(
         default=False,

@@ -146,7 +146,7 @@ def verify(
     else:
         for problem in problems:
             print(problem)
-        print(f"{checked} artifacts, {len(problems)} problems")
+        print(f"artifacts checked: {checked}, problems: {len(problems)}")
     if problems:
         raise typer.Exit(FAILED)
 

@@ -50,13 +50,14 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         table.add_row(name, _role(standing.role, standing.name), *cells, mean, _between(standing.mean))
     if not comparison.differences:
         return table
-    gains = _table("fused against", *domains, "mean", "95 % interval")
+    name = comparison.fused.name
+    gains = _table(f"{name} against", *domains, "mean", "95 % interval")
     for difference in comparison.differences:
         cells = [Text(_percent(d.estimate)) for d in difference.domains]
         mean = Text(_percent(difference.mean.estimate), style=_verdict_style(difference.mean))
         low, high = _percent(difference.mean.low), _percent(difference.mean.high)
         gains.add_row(difference.rival, *cells, mean, f"{low} .. {high}")
-    return Group(table, Text(), gains, Text("below zero: the fused model needs fewer bits", style="dim"))
+    return Group(table, Text(), gains, Text(f"below zero: {name} needs fewer bits", style="dim"))
 
 
 def garbage_table(garbage: "list[Garbage]", *, deleted: bool) -> RenderableType:

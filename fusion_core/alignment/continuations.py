@@ -82,7 +82,7 @@ def continue_text(
 ) -> Continuations:
     """What the source expects after each target row; see the module's first lines.
 
-    label_end: boundary where each row's label ends, or -1: looking ahead reads no further.
+    label_end: boundary where each row's label ends, or -1: looking ahead stops behind it.
     max_unknown: a row whose unkept covers may weigh more than this share of it goes without covers.
     """
     path = _follow_path(source, standing)
@@ -163,14 +163,14 @@ def look_ahead(
 ) -> Continuations:
     """The same with the source token really read replaced by itself and each candidate of its next row, `steps` times.
 
-    A row is refined as long as the tokens read end at its label's end or before it: further on, the label is certain.
+    A row is refined as long as what was read doesn't settle its label: see `SourceText.leaves_open`.
     The tail of a row looked into may continue in any way, so it is unknown here.
     """
     current = torch.full_like(standing.row, NO_READ)  # the run of tokens read so far, per row
     open_rows = (standing.row != NO_ROW) & (label_end >= 0)
     for step in range(1, steps + 1):
         read_row = (standing.row + step).where(open_rows, 0)
-        open_rows = open_rows & source.ends_by(standing.row, read_row, label_end)
+        open_rows = open_rows & source.leaves_open(standing.row, read_row, label_end)
         skip = standing.inside if step == 1 else torch.zeros_like(standing.inside)
         was_read = (
             open_rows[found.row]

@@ -50,12 +50,20 @@ class SourceText:
         bound = torch.minimum(tail, missed.double().log() + self._least[rows]).masked_fill(missed == 0, -torch.inf)
         return torch.logaddexp(bound, unknown).masked_fill(rows == NO_ROW, -torch.inf)
 
-    def ends_by(self, row: Int[Tensor, "n"], read_row: Int[Tensor, "n"], end: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
-        """Whether `read_row` is a later token of the same document as `row`, has bytes, and provably ends by `end`."""
+    def leaves_open(
+        self, row: Int[Tensor, "n"], read_row: Int[Tensor, "n"], label_end: Int[Tensor, "n"]
+    ) -> Bool[Tensor, "n"]:
+        """Whether a text read up to and with `read_row`, a later token of `row`'s document, doesn't settle the label.
+
+        It provably ends at the label's end or before it, or in white space, where many tokenizers look one character
+        ahead. False where there is no such token, or it has no bytes.
+        """
         read = read_row.clamp(max=len(self.ends) - 1)
-        boundary = self.tokens.boundaries[read]
-        same_doc = (read_row <= self.last_of_doc[row]) & (self.surfaces.lengths[self.tokens.ids[read]] > 0)
-        return same_doc & (boundary != NO_BOUNDARY) & (boundary <= end)
+        boundary, ids = self.tokens.boundaries[read], self.tokens.ids[read]
+        last_byte = self.surfaces.byte(ids, self.surfaces.lengths[ids] - 1)
+        in_space = (last_byte == 0x20) | ((last_byte >= 0x09) & (last_byte <= 0x0D))
+        is_later = (read_row <= self.last_of_doc[row]) & (self.surfaces.lengths[ids] > 0) & (boundary != NO_BOUNDARY)
+        return is_later & ((boundary <= label_end) | in_space)
 
     def _least_kept(self, dist: TokenDist) -> Float[Tensor, "source_tokens"]:
         """Log-probability of each row's least likely candidate; 0 for a row without any."""
@@ -72,7 +80,7 @@ class SourceText:
         added = (~kept & (rows != self.last_of_doc) & dist.present).nonzero().squeeze(1)
         logprob = torch.minimum(-source.nll[added].double(), dist.tail_logprob[added].double())
         tail = dist.tail_logprob.double()
-        tail[added] = log_subtract(tail[added], logprob)
+        tail = tail.index_copy(0, added, log_subtract(tail[added], logprob))
         order = torch.cat([row, added]).argsort(stable=True)
         widths = dist.row_offsets.diff().index_add(0, added, torch.ones_like(added))
         return TokenDist(

@@ -1,9 +1,10 @@
 """The original's cutting of long texts."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What cutting needs of a tokenizer; without special tokens on both ways."""
 

@@ -39,17 +39,19 @@ def distance(a, b):
     return edit_distances([a], [b])[0, 0]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_distance_follows_the_definition_for_any_text(a, b):
     assert distance(a, b) == define_distance(a, b)
 
 
+@settings(deadline=None)
 @given(FEW_LETTERS, FEW_LETTERS)
 def test_distance_follows_the_definition_where_much_repeats(a, b):
     assert distance(a, b) == define_distance(a, b)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(LONG, LONG)
 def test_distance_follows_the_definition_for_several_words_per_string(a, b):
     assert distance(a, b) == define_distance(a, b)
@@ -73,6 +75,7 @@ def test_a_lone_surrogate_is_a_character():
     assert distance("\ud800", "a\ud800") == 1
 
 
+@settings(deadline=None)
 @given(FEW_LETTERS, FEW_LETTERS, FEW_LETTERS)
 def test_distance_is_a_metric(a, b, c):
     assert distance(a, b) == distance(b, a)
@@ -80,6 +83,7 @@ def test_distance_is_a_metric(a, b, c):
     assert distance(a, c) <= distance(a, b) + distance(b, c)
 
 
+@settings(deadline=None)
 @given(st.one_of(FEW_LETTERS, LONG), st.one_of(FEW_LETTERS, LONG), st.integers(0, 20))
 def test_a_cutoff_hides_only_greater_distances(a, b, cutoff):
     left, right = encode_strings([a], [b])
@@ -105,6 +109,7 @@ def test_no_strings_have_no_distances():
     assert edit_distances([""], ["", "ab"]).tolist() == [[0, 2]]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.text("abcd", max_size=7), max_size=6), st.lists(st.text("abcde", max_size=7), min_size=1, max_size=30)
 )
@@ -114,7 +119,7 @@ def test_the_nearest_is_the_first_of_least_distance(queries, candidates):
     assert list(zip(found.index.tolist(), found.distance.tolist(), strict=True)) == expected
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.text(max_size=5), max_size=4), st.lists(st.text(max_size=5), min_size=1, max_size=12))
 def test_the_nearest_follows_the_definition_for_any_text(queries, candidates):
     found = find_nearest(queries, candidates)

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds, checked, failures = find_kinds(), 0, 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not INPUTS.fullmatch(p.name)):
         name = path.relative_to(folder)
-        if any(kind.COMPANIONS.fullmatch(path.name) for kind in kinds if hasattr(kind, "COMPANIONS")):
+        if any(_accompanies(kind, path) for kind in kinds):
             continue
         fitting = [kind for kind in kinds if kind.FILES.fullmatch(path.name)]
         failed, line = _check(fitting[0], path) if fitting else (True, "unknown kind of file")
@@ -46,6 +46,13 @@ def find_kinds() -> list[ModuleType]:
     names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__main__")
     modules = [importlib.import_module(f"tests.golden.{name}") for name in names]
     return [module for module in modules if hasattr(module, "FILES")]
+
+
+def _accompanies(kind: ModuleType, path: Path) -> bool:
+    """Whether the file is read together with one beside it, which is checked."""
+    if not hasattr(kind, "COMPANIONS") or not kind.COMPANIONS.fullmatch(path.name):
+        return False
+    return any(kind.FILES.fullmatch(other.name) for other in path.parent.iterdir())
 
 
 def _check(kind: ModuleType, path: Path) -> tuple[bool, str]:

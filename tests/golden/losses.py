@@ -20,6 +20,9 @@ _SOURCES = {"base": "", "a0": "_0", "a1": "_1"}
 _COMBINE = {"greater_as_gt": "min_ce", "weighted_as_gt": "avg_ce"}
 _FLOAT64 = 1e-12
 _FP32 = 1e-5  # the student's softmax
+_TYPES = {"ref": (torch.bfloat16, 0.0), "f64": (torch.float64, _FLOAT64)}
+_NAMES = {"base_target_dist": "base", "aligned_target_dist_0": "a0", "aligned_target_dist_1": "a1"}
+_TARGETS = re.compile(r"b(?P<batch>\d+)_T(?P<temperature>[\d.]+)_(?P<type>ref|f64)_(?P<name>\w+_dist(_\d)?)")
 _BF16_TERM = 5e-4  # of the teacher's term, should one of its targets fall on the other side of a rounding
 
 Arrays = Mapping[str, Any]
@@ -31,22 +34,20 @@ def check(path: Path) -> Outcome:
     arrays = np.load(path.with_name(path.name.replace("cases", "arrays")).with_suffix(".npz"))
     inputs = {entry["batch_inputs"]: entry for entry in entries if "batch_inputs" in entry}
     tally = Tally()
-    for number, batch in inputs.items():
-        for temperature in (1, 2):
-            _check_targets(tally, batch, temperature, arrays, f"b{number}_T{temperature}")
+    for key in filter(_TARGETS.fullmatch, arrays):
+        _check_targets(tally, key, inputs, arrays)
     for case in (entry for entry in entries if "case" in entry):
         _check_case(tally, case, inputs[case["batch"]], arrays)
     return tally.outcome()
 
 
-def _check_targets(tally: Tally, batch: Json, temperature: float, arrays: Arrays, prefix: str) -> None:
-    for word, dtype, allowed in (("ref", torch.bfloat16, 0.0), ("f64", torch.float64, _FLOAT64)):
-        targets = _collate(batch, temperature, dtype)
-        names = ("base_target_dist", "aligned_target_dist_0", "aligned_target_dist_1")
-        for name, target in zip(names, targets.values(), strict=True):
-            key = f"{prefix}_{word}_{name}"
-            if key in arrays:
-                tally.add(True, [(distance(_densify(target, batch["vocab_size"]), arrays[key]), allowed)])
+def _check_targets(tally: Tally, key: str, inputs: Mapping[int, Json], arrays: Arrays) -> None:
+    match = _TARGETS.fullmatch(key)
+    assert match
+    batch, (dtype, allowed) = inputs[int(match["batch"])], _TYPES[match["type"]]
+    targets = _collate(batch, float(match["temperature"]), dtype)
+    dense = _densify(targets[_NAMES[match["name"]]], batch["vocab_size"])
+    tally.add(True, [(distance(dense, arrays[key]), allowed)])
 
 
 def _check_case(tally: Tally, case: Json, batch: Json, arrays: Arrays) -> None:
@@ -71,7 +72,7 @@ def _score(case: Json, batch: Json, logits: Tensor, dtype: torch.dtype) -> tuple
     features = batch["features"]
     labels = _pad_rows([f["labels"] for f in features], batch["max_length"], -100)
     mask = _pad_rows([f["attention_mask"] for f in features], batch["max_length"], 0)
-    targets = _collate(batch, case["teacher_temperature"], dtype)
+    targets = _collate(batch, float(case["teacher_temperature"]), dtype)
     names = ["metric_ce" + (f"_aligned{_SOURCES[source]}" if source != "base" else "") for source in case["sources"]]
     cross_entropy = torch.tensor([[f[name] for name in names] for f in features], dtype=torch.float64)
     teachers = tuple(targets[source] for source in case["sources"])

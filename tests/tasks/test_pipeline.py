@@ -236,3 +236,23 @@ def test_the_training_childs_last_words_reach_the_error(made: Made, tmp_path: Pa
     model = download.fn(LocalModel(path=str(broken)), runtime=made.runtime)
     with pytest.raises(RuntimeError, match=r"(?s)the child ended without a model \(exit code 1\); .*Error"):
         train.fn(model, made.shards, [], TrainingSpec(lm_weight=1), runtime=made.runtime)
+
+
+def test_a_bucket_gets_the_same_fingerprints_and_bytes_as_a_disk(made: Made, s3_root: str, tmp_path: Path) -> None:
+    runtime = Runtime(root=s3_root, cache_dir=str(tmp_path), device="cpu")
+    folder = Path(made.runtime.root).parent / "texts"
+    target = download.fn(LocalModel(path=str(made.store.fetch(made.target))), runtime=runtime)
+    source = download.fn(LocalModel(path=str(made.store.fetch(made.source))), runtime=runtime)
+    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/*.txt",)),), max_bytes=80, shard_bytes=600)
+    shard = shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)[0]
+    own, read = (extract.fn(model, shard, EXTRACTION, runtime=runtime) for model in (target, source))
+    maps = map_vocab.fn(source, target, BytePiece(), runtime=runtime)
+    aligned = align.fn(read, own, maps, ByteBoundary(), runtime=runtime)
+    fused = fuse.fn(own, [aligned], MinCE(), True, runtime=runtime)
+    bucket = open_store(runtime)
+    for there, here in [(own, made.own[0]), (read, made.read[0]), (aligned, made.aligned[0]), (fused, made.fused[0])]:
+        assert there == here
+        remote, local = bucket.manifest(there), made.store.manifest(here)
+        assert remote is not None
+        assert local is not None
+        assert {n: f.sha256 for n, f in remote.files.items()} == {n: f.sha256 for n, f in local.files.items()}

@@ -7,9 +7,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens
+from fusion_core.alignment import Pair
+from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens, VocabMap
+from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import StoreError
-from tasks.shards import SCORED, read_aligned, read_fused, read_scored, write_aligned, write_fused, write_scored
+from tasks.shards import (
+    SCORED,
+    read_aligned,
+    read_fused,
+    read_pair,
+    read_scored,
+    write_aligned,
+    write_fused,
+    write_pair,
+    write_scored,
+)
 
 
 def _dist(vocab_size: int, unknown: bool = False) -> TokenDist:
@@ -56,6 +68,23 @@ def test_aligned_and_fused_survive_the_round_trip(tmp_path: Path) -> None:
     write_fused(tmp_path, fused)
     _same(read_fused(tmp_path).dist, fused.dist)
     assert torch.equal(read_fused(tmp_path).winner, fused.winner)
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_a_pair_survives_the_round_trip_with_the_targets_tokenizer(tmp_path: Path, in_context: bool) -> None:
+    from tokenizers import Tokenizer, models
+
+    source = Vocabulary((b"", b"a", b"\xff"), {"eos": 0}, False, False)
+    target = Vocabulary((b"b", b"a", b"ab"), {}, True, True)
+    pair = Pair(source, target, VocabMap(torch.tensor([-1, 1, -1]), 3, in_context))
+    tokenizer = Tokenizer(models.BPE({"b": 0, "a": 1, "ab": 2}, [("a", "b")]))
+    write_pair(tmp_path, pair, tokenizer.to_str())
+    back = read_pair(tmp_path)
+    assert (back.source, back.target) == (source, target)
+    assert torch.equal(back.vocab_map.ids, pair.vocab_map.ids)
+    assert back.vocab_map.in_context == in_context
+    assert back.encode is not None
+    assert back.encode(["aab", ""]) == [[1, 2], []]
 
 
 def test_ids_take_the_narrowest_integer_that_holds_the_vocabulary(tmp_path: Path) -> None:
