@@ -31,7 +31,6 @@ from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, ShardsFailed, is_planning, settle
 from tasks.store import open_store
 from tasks.train import train
-from tasks.trainer import TrainingSpec
 from tasks.vocab import map_vocab
 
 
@@ -64,6 +63,9 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
     sources = [_model(source, runtime) for source in recipe.sources]
     shards = build_shards(recipe.corpus, "corpus", runtime)
 
+    # Where every shard must succeed, training without a teacher can begin before there is one.
+    alone = _train_alone(recipe, target, shards, runtime) if recipe.min_shards == 1 else None
+
     own = _extract(recipe, recipe.target.name, target, shards, runtime)
     aligned = [
         _extract_and_align(recipe, source.name, model, target, own, shards, runtime)
@@ -84,14 +86,13 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
     trained = train.submit(target, texts, teachers, recipe.training, runtime=runtime, label=label)
     if recipe.evaluation is None:
         return FusionResult(model=trained.result())
-    baselines = [
-        _train_baseline(b, recipe, target, texts, [own[j] for j in kept], runtime) for b in recipe.evaluation.baselines
-    ]
+    baselines = alone or _train_alone(recipe, target, texts, runtime)
+    baselines |= _train_on_itself(recipe, target, texts, [own[j] for j in kept], runtime)
     rows: list[tuple[str, Role, Future]] = []
     if recipe.evaluation.sources:
         rows += [(source.name, "source", model) for source, model in zip(recipe.sources, sources, strict=True)]
     rows.append((recipe.target.name, "target", target))
-    rows += [(b.name, "baseline", model) for b, model in zip(recipe.evaluation.baselines, baselines, strict=True)]
+    rows += [(baseline.name, "baseline", baselines[baseline.name]) for baseline in recipe.evaluation.baselines]
     rows.append(("fused", "fused", trained))
     made = _report(recipe, rows, [[column[j] for j in kept] for column in aligned], teachers, runtime)
     return FusionResult(model=trained.result(), report=made.result())
@@ -133,18 +134,38 @@ def _extract_and_align(
     ]
 
 
-def _train_baseline(
-    baseline: Baseline, recipe: Recipe, target: Future, shards: list[ShardRef], own: list[Future], runtime: Runtime
-) -> Future:
-    spec: TrainingSpec = baseline.training or recipe.training
-    label = f"train {recipe.target.name} {baseline.name}"
-    if baseline.teacher == "none":
-        return train.submit(target, shards, [], spec.without_teacher(), runtime=runtime, label=label)
-    teachers = [
-        fuse.submit(own[j], [], recipe.fusion, True, runtime=runtime, label=_of(shards, shard, f"fuse {baseline.name}"))
-        for j, shard in enumerate(shards)
-    ]
-    return train.submit(target, shards, teachers, spec, runtime=runtime, label=label)
+def _train_alone(recipe: Recipe, target: Future, shards: list[ShardRef], runtime: Runtime) -> dict[str, Future]:
+    """The baselines of language modelling alone, by name."""
+    return {
+        baseline.name: train.submit(
+            target, shards, [], (baseline.training or recipe.training).without_teacher(),
+            runtime=runtime, label=f"train {recipe.target.name} {baseline.name}",
+        )
+        for baseline in _baselines(recipe, "none")
+    }  # fmt: skip
+
+
+def _train_on_itself(
+    recipe: Recipe, target: Future, shards: list[ShardRef], own: list[Future], runtime: Runtime
+) -> dict[str, Future]:
+    """The baselines whose teacher is the target as it was, by name."""
+    trained = {}
+    for baseline in _baselines(recipe, "target"):
+        teachers = [
+            fuse.submit(
+                mine, [], recipe.fusion, True, runtime=runtime, label=_of(shards, shard, f"fuse {baseline.name}")
+            )
+            for mine, shard in zip(own, shards, strict=True)
+        ]
+        label = f"train {recipe.target.name} {baseline.name}"
+        spec = baseline.training or recipe.training
+        trained[baseline.name] = train.submit(target, shards, teachers, spec, runtime=runtime, label=label)
+    return trained
+
+
+def _baselines(recipe: Recipe, teacher: str) -> list[Baseline]:
+    chosen = recipe.evaluation.baselines if recipe.evaluation else ()
+    return [baseline for baseline in chosen if baseline.teacher == teacher]
 
 
 def _report(

@@ -5,11 +5,12 @@ Where the method lives (section numbers: Wan et al., "Knowledge Fusion of Large 
 | what | module | names |
 |---|---|---|
 | values: rows, boundaries, missing mass | `types` | `TokenDist`, `Tokens`, `Scored`, `Aligned`, `Fused`, `VocabMap` |
-| 3.1 what is kept of a source's distribution | `distributions` | `TopK`, `TopP`, `reduce_logits` |
+| 3.1 what is kept of a source's distribution | `distributions` | `TopK`, `TopP`, `Sampled`, `reduce_logits` |
 | byte surface of every token | `vocabulary` | `Vocabulary`, `read_vocabulary`, `token_boundaries` |
 | 3.2 token alignment, over vocabularies | `vocab_mapping` | `BytePiece`, `ExactMatch` |
 | 3.2 token alignment, over positions | `alignment` | `ByteBoundary` |
-| 3.3 fusion of many teachers into one | `fusion` | `MinCE`, `AvgCE`, `StaticWeights` |
+| 3.3 fusion of many teachers into one | `fusion`, `costs` | `MinCE`, `AvgCE`, `StaticWeights` |
 | 3.1 objective: CLM and divergence | `losses`, `divergences`, `objective` | `fusion_loss` |
+| the original, number for number | `reference` | `Objective`, `collate_targets`, `extract`, `pack` |
 | what is measured | `metrics` | `bits_per_byte`, `paired_bootstrap` |
 """

@@ -142,8 +142,11 @@ class Runtime(BaseModel):
     device: str = Field(
         "auto", title="Device", description="cpu, cuda, cuda:0, mps; auto takes the first that is there."
     )
-    batch_tokens: int = Field(
-        8192, gt=0, title="Tokens per batch", description="For extraction and evaluation; halved when memory runs out."
+    batch_tokens: int | None = Field(
+        None,
+        gt=0,
+        title="Tokens per batch",
+        description="For extraction and evaluation; halved when memory runs out. Empty: what suits the device.",
     )
     max_workers: int = Field(2, gt=0, title="Parallel tasks", description="Steps in work at once in this process.")
     device_slots: str | None = Field(

@@ -4,7 +4,7 @@ An engine is a callable `Spec`, so that another one (a server, another runtime) 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion_core.distributions import NO_LABEL, ExtractionMode, absent_rows, concatenate, finite_rows, reduce_logits
 from fusion_core.spec import Spec
-from fusion_core.types import Scored, TokenDist, Tokens
+from fusion_core.types import NO_BOUNDARY, Scored, TokenDist, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +45,8 @@ def score_tokens(
 
     Documents are batched by length, `batch_tokens` padded tokens at a time (half of it after the device ran
     out of memory). The random draws of row `i` depend on the key `first_key + i` alone, so two shards of one model
-    take keys that don't overlap. A document with a NaN or an infinity in its logits is quarantined: its rows are absent
-    and its nll is NaN.
+    take keys that don't overlap. A document with a NaN or an infinity in its logits is quarantined: its rows are
+    absent and stand at no boundary, and its nll is NaN.
     """
     lengths = tokens.doc_offsets.diff().tolist()
     starts = tokens.doc_offsets.tolist()
@@ -78,7 +78,10 @@ def score_tokens(
             done += lengths[document]
         progress(done, starts[-1], "tokens")
     dist = concatenate([dists[d] for d in range(tokens.num_docs)])
-    return Scored(tokens, dist, nll), sorted(quarantined)
+    boundaries = tokens.boundaries.clone()
+    for document in quarantined:
+        boundaries[starts[document] : starts[document + 1]] = NO_BOUNDARY
+    return Scored(replace(tokens, boundaries=boundaries), dist, nll), sorted(quarantined)
 
 
 def pad_batch(sequences: list[Tensor], padding: int) -> tuple[Tensor, Tensor]:
@@ -156,6 +159,11 @@ def pick_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: expected one of this machine's devices, found {name!r}; try cpu or auto") from error
+
+
+def tokens_per_batch(asked: int | None, device: torch.device) -> int:
+    """What was asked for, or what suits the device: caches make small batches the faster ones on a CPU."""
+    return asked or (2048 if device.type == "cpu" else 16384)
 
 
 def check_window(window: int | None, tokens: Tokens, sizes: Sequence[int]) -> None:

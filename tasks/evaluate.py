@@ -9,7 +9,7 @@ from fusion_core.spec import Spec
 from fusion_core.types import NO_BOUNDARY
 from tasks.artifacts import EvaluationRef, ModelRef, Runtime, ShardRef
 from tasks.documents import read_documents
-from tasks.engines import Dtype, check_window, pick_device, score_tokens
+from tasks.engines import Dtype, check_window, pick_device, score_tokens, tokens_per_batch
 from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
 from tasks.step import Output, step
 from tasks.store import open_store
@@ -39,7 +39,11 @@ def evaluate(
         tokens = encode_documents(tokenizer, vocabulary, [p.text for p in pieces], [p.final for p in pieces])
         check_window(window, tokens, [len(p.text.encode()) for p in pieces])
         scored, quarantined = score_tokens(
-            network, tokens, TopK(k=1), vocabulary.size, batch_tokens=runtime.batch_tokens
+            network,
+            tokens,
+            TopK(k=1),
+            vocabulary.size,
+            batch_tokens=tokens_per_batch(runtime.batch_tokens, network.device),
         )
         if quarantined:
             raise ValueError(

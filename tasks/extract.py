@@ -9,7 +9,7 @@ from fusion_core.distributions import ExtractionMode, TopK
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
 from tasks.documents import read_documents
-from tasks.engines import TransformersEngine, check_window, pick_device, score_tokens
+from tasks.engines import TransformersEngine, check_window, pick_device, score_tokens, tokens_per_batch
 from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
 from tasks.shards import write_scored
 from tasks.step import Output, step
@@ -46,7 +46,7 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
         tokens,
         spec.mode,
         vocabulary.size,
-        batch_tokens=runtime.batch_tokens,
+        batch_tokens=tokens_per_batch(runtime.batch_tokens, network.device),
         first_key=shard.index * _ROWS_PER_SHARD,
         progress=out.progress,
     )

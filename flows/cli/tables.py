@@ -46,8 +46,9 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         cells = [_score(d.estimate, best[i]) for i, d in enumerate(standing.domains)]
         mean = Text(f"{standing.mean.estimate:.3f}", style="bold")
         style = "bold" if standing.role == "fused" else ""
-        name = Text(standing.name, style=style)
-        table.add_row(name, _role(standing.role, standing.name), *cells, mean, _between(standing.mean))
+        table.add_row(
+            Text(standing.name, style=style), _role(standing.role, standing.name), *cells, mean, _between(standing.mean)
+        )
     if not comparison.differences:
         return table
     name = comparison.fused.name

@@ -40,6 +40,9 @@ def find_targets(found: Continuations, source: Tokens, target: Tokens, pair: Pai
         ValueError: something has to be tokenized, and the pair has no `encode`.
     """
     device = found.row.device
+    targets = pair.vocab_map.ids.to(device)[found.token]
+    if not (pair.vocab_map.in_context or len(found.reads.first) or bool((found.skip > 0).any())):
+        return targets
     surfaces, joints = pair.source_bytes.to(device), pair.target_joints.to(device)
     run, read_texts = _intern(source.ids, found.reads.first, found.reads.length, found.reads.skip, pair.source)
     has_read, has_piece = found.read != NO_READ, surfaces.lengths[found.token] > found.skip
@@ -52,7 +55,6 @@ def find_targets(found: Continuations, source: Tokens, target: Tokens, pair: Pai
     first = _pick(first_of_read, read, has_read).where(has_read, first_of_piece)
     context, context_texts = _contexts(found.row, first, has_read | has_piece, target, pair)
 
-    targets = pair.vocab_map.ids.to(device)[found.token]
     places = ((context != NOTHING) | has_read | (has_piece & (found.skip > 0))).nonzero().squeeze(1)
     group, one = _number(context[places], read[places], piece[places])
     one = places[one]
@@ -120,11 +122,14 @@ def _intern(
 
 def _number(*columns: Tensor) -> tuple[Int[Tensor, "n"], Int[Tensor, "groups"]]:
     """A number per place, equal where all columns are, and for each number one place that has it. Columns are >= -1."""
-    key = torch.zeros_like(columns[0])
-    values = key[:1]
+    key, range_of_key = torch.zeros_like(columns[0]), 1
     for column in columns:
         stride = int(column.max()) + 2 if len(column) else 1
-        values, key = torch.unique(key * stride + column + 1, return_inverse=True)
+        if range_of_key * stride > 2**62:  # the columns so far take too many bits: number them first
+            values, key = torch.unique(key, return_inverse=True)
+            range_of_key = len(values)
+        key, range_of_key = key * stride + column + 1, range_of_key * stride
+    values, key = torch.unique(key, return_inverse=True)
     one = torch.zeros_like(values)
     one[key] = torch.arange(len(key), device=key.device)
     return key, one

@@ -49,6 +49,13 @@ class Continuations:
     unknown_logprob: Float[Tensor, "rows"]
     reads: Reads
 
+    def select(self, keep: Bool[Tensor, "entries"]) -> "Continuations":
+        """The same without the entries that aren't kept."""
+        row, read, token, skip, logprobs = (
+            values[keep] for values in (self.row, self.read, self.token, self.skip, self.logprobs)
+        )
+        return replace(self, row=row, read=read, token=token, skip=skip, logprobs=logprobs)
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -166,47 +173,52 @@ def look_ahead(
     A row is refined as long as what was read doesn't settle its label: see `SourceText.leaves_open`.
     The tail of a row looked into may continue in any way, so it is unknown here.
     """
-    current = torch.full_like(standing.row, NO_READ)  # the run of tokens read so far, per row
+    settled: list[Continuations] = []
     open_rows = (standing.row != NO_ROW) & (label_end >= 0)
     for step in range(1, steps + 1):
         read_row = (standing.row + step).where(open_rows, 0)
         open_rows = open_rows & source.leaves_open(standing.row, read_row, label_end)
-        skip = standing.inside if step == 1 else torch.zeros_like(standing.inside)
-        was_read = (
-            open_rows[found.row]
-            & (found.read == current[found.row])
-            & (found.skip == skip[found.row])
-            & (found.token == source.tokens.ids[read_row[found.row]])
-        )
-        open_rows = torch.zeros_like(open_rows).index_fill(0, found.row[was_read], True)
-        current, found = _read_on(source, found, was_read, standing, read_row.where(open_rows, NO_ROW), step)
-    return found
+        read_token = source.tokens.ids[read_row].where(open_rows, NO_READ) if len(read_row) else read_row
+        was_read = found.token == read_token[found.row]
+        if step == 1:  # a cover may be the same token; the path has less of it behind the boundary
+            was_read &= found.skip == standing.inside[found.row]
+        settled.append(found.select(~was_read))
+        found = _read_on(source, found.select(was_read), standing, read_row, step)
+        open_rows = torch.zeros_like(open_rows).index_fill(0, found.row, True)
+    return _join([*settled, found])
 
 
 def _read_on(
-    source: SourceText, found: Continuations, was_read: Tensor, standing: Standing, read_row: Tensor, step: int
-) -> tuple[Tensor, Continuations]:
-    """Each row's run of `step` tokens read, and the continuations with entries `was_read` replaced."""
-    rows = (read_row != NO_ROW).nonzero().squeeze(1)
-    reads = Reads(
-        torch.cat([found.reads.first, standing.row[rows] + 1]),
-        torch.cat([found.reads.length, torch.full_like(rows, step)]),
-        torch.cat([found.reads.skip, standing.inside[rows]]),
-    )
+    source: SourceText, read: Continuations, standing: Standing, read_row: Int[Tensor, "rows"], step: int
+) -> Continuations:
+    """The entries `read` (one per row at most) replaced: `step` tokens read, then each candidate of `read_row`."""
+    rows = read.row
     run = torch.full_like(read_row, NO_READ)
-    run[rows] = torch.arange(len(found.reads.first), len(reads.first), device=rows.device)
-    weight = torch.full_like(found.tail_logprob, -torch.inf)
-    weight[found.row[was_read]] = found.logprobs[was_read]
-    row, token, logprobs = gather_entries(source.dist, read_row)
-    tail, unknown = gather_missing(source.dist, read_row)
-    keep = ~was_read
-    return run, replace(
-        found,
-        row=torch.cat([found.row[keep], row]),
-        read=torch.cat([found.read[keep], run[row]]),
-        token=torch.cat([found.token[keep], token]),
-        skip=torch.cat([found.skip[keep], torch.zeros_like(row)]),
-        logprobs=torch.cat([found.logprobs[keep], logprobs + weight[row]]),
-        unknown_logprob=torch.logaddexp(found.unknown_logprob, weight + torch.logaddexp(tail, unknown)),
-        reads=reads,
+    run[rows] = torch.arange(len(rows), device=rows.device) + len(read.reads.first)
+    weight = torch.full_like(read.tail_logprob, -torch.inf)
+    weight[rows] = read.logprobs
+    taken = torch.full_like(read_row, NO_ROW)
+    taken[rows] = read_row[rows]
+    row, token, logprobs = gather_entries(source.dist, taken)
+    tail, unknown = gather_missing(source.dist, taken)
+    return Continuations(
+        row=row,
+        read=run[row],
+        token=token,
+        skip=torch.zeros_like(row),
+        logprobs=logprobs + weight[row],
+        tail_logprob=read.tail_logprob,
+        unknown_logprob=torch.logaddexp(read.unknown_logprob, weight + torch.logaddexp(tail, unknown)),
+        reads=Reads(
+            torch.cat([read.reads.first, standing.row[rows] + 1]),
+            torch.cat([read.reads.length, torch.full_like(rows, step)]),
+            torch.cat([read.reads.skip, standing.inside[rows]]),
+        ),
     )
+
+
+def _join(parts: Sequence[Continuations]) -> Continuations:
+    """The entries of all parts, with the tail, unknown mass and runs of the last."""
+    columns = zip(*((p.row, p.read, p.token, p.skip, p.logprobs) for p in parts), strict=True)
+    row, read, token, skip, logprobs = (torch.cat(column) for column in columns)
+    return replace(parts[-1], row=row, read=read, token=token, skip=skip, logprobs=logprobs)

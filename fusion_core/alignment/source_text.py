@@ -1,7 +1,9 @@
 """A source's shard, ready to be asked how its text goes on."""
 
+from functools import cached_property
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from fusion_core.alignment.entries import NO_ROW, log_subtract
@@ -13,8 +15,8 @@ from fusion_core.types import NO_BOUNDARY, Scored, TokenDist
 class SourceText:
     """A source's tokens as bytes, its distributions, and what it spent.
 
-    content: the surfaces of all tokens, joined. ends: where each token ends in it.
-    spent: cumulative nats, see `spent_nats`. without_bytes: tokens without bytes up to and with each one.
+    dist: its distributions. spent: cumulative nats, see `spent_nats`.
+    first_of_doc, last_of_doc: rows of each row's document. surfaces: of the source's vocabulary.
     """
 
     def __init__(
@@ -26,12 +28,23 @@ class SourceText:
         doc = self.tokens.doc_of_token
         self.first_of_doc, self.last_of_doc = self.tokens.doc_offsets[doc], self.tokens.doc_offsets[doc + 1] - 1
         self.surfaces = pair.source_bytes.to(device)
-        lengths = self.surfaces.lengths[self.tokens.ids]
-        self.content = torch.from_numpy(pair.source.join_surfaces(self.tokens.ids)).to(device)
-        self.ends = lengths.cumsum(0)
-        self.without_bytes = (lengths == 0).cumsum(0)
         self.dist = self._add_labels(source) if with_labels else source.dist
-        self._least = self._least_kept(source.dist)
+        self._kept = source.dist
+
+    @cached_property
+    def content(self) -> UInt8[Tensor, "bytes"]:
+        """The surfaces of all tokens, joined."""
+        return torch.from_numpy(self._pair.source.join_surfaces(self.tokens.ids)).to(self.tokens.ids.device)
+
+    @cached_property
+    def ends(self) -> Int[Tensor, "source_tokens"]:
+        """Where each token ends in `content`."""
+        return self.surfaces.lengths[self.tokens.ids].cumsum(0)
+
+    @cached_property
+    def without_bytes(self) -> Int[Tensor, "source_tokens"]:
+        """How many tokens up to and with each one have no bytes."""
+        return (self.surfaces.lengths[self.tokens.ids] == 0).cumsum(0)
 
     def count_longer(self, text: Text) -> Int[Tensor, "pieces"]:
         """Tokens of the source's vocabulary that begin with each piece of text and go on."""
@@ -58,15 +71,17 @@ class SourceText:
         It provably ends at the label's end or before it, or in white space, where many tokenizers look one character
         ahead. False where there is no such token, or it has no bytes.
         """
-        read = read_row.clamp(max=len(self.ends) - 1)
+        read = read_row.clamp(max=len(self.tokens.ids) - 1)
         boundary, ids = self.tokens.boundaries[read], self.tokens.ids[read]
         last_byte = self.surfaces.byte(ids, self.surfaces.lengths[ids] - 1)
         in_space = (last_byte == 0x20) | ((last_byte >= 0x09) & (last_byte <= 0x0D))
         is_later = (read_row <= self.last_of_doc[row]) & (self.surfaces.lengths[ids] > 0) & (boundary != NO_BOUNDARY)
         return is_later & ((boundary <= label_end) | in_space)
 
-    def _least_kept(self, dist: TokenDist) -> Float[Tensor, "source_tokens"]:
+    @cached_property
+    def _least(self) -> Float[Tensor, "source_tokens"]:
         """Log-probability of each row's least likely candidate; 0 for a row without any."""
+        dist = self._kept
         least = torch.zeros(dist.num_rows, dtype=torch.float64, device=dist.ids.device)
         return least.scatter_reduce(0, dist.row_of_entry, dist.logprobs.double(), "amin")
 

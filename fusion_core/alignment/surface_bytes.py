@@ -118,4 +118,6 @@ class PrefixTree:
             ends = text.length[left] == depth + 1
             count[left[ends]] = longer[node[ends]]
             left, node = left[~ends], node[~ends]
+            if not len(left):
+                break
         return count

@@ -252,6 +252,14 @@ def _flipped_shard(bench: Bench) -> list[str]:
     return ["--set", "fusion.kind=avg_ce"]
 
 
+def _flipped_input_of_an_input(bench: Bench) -> list[str]:
+    marks = (bench.root / "extract").glob(f"*/{MANIFEST}")
+    damaged = next(mark.parent for mark in marks if '"extract teacher 001' in mark.read_text())
+    _flip(next(damaged.rglob("*.safetensors")))
+    shutil.rmtree(bench.root / "align")
+    return ["--set", "fusion.kind=avg_ce"]
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -259,8 +267,9 @@ def _flipped_shard(bench: Bench) -> list[str]:
         pytest.param(_text(b""), r"bad\.txt: expected a document of two characters or more, found 0", id="empty"),
         pytest.param(_text(b"x"), r"bad\.txt: expected a document of two characters or more, found 1", id="one token"),
         pytest.param(_text(b"caf\xe9 au lait"), r"bad\.txt: expected UTF-8 text, found byte 0xe9", id="Latin-1"),
-        pytest.param(_newer_manifest, r"extract/.*: .*manifests up to schema 1, found 99", id="newer"),
-        pytest.param(_flipped_shard, r"1/\d shards failed: .*align/.*expected sha256", id="damaged"),
+        pytest.param(_newer_manifest, r"extract/.*: .*schema 1 or older, found 99", id="newer"),
+        pytest.param(_flipped_shard, r"1/2 shards failed: .*align/.*expected sha256", id="damaged"),
+        pytest.param(_flipped_input_of_an_input, r"1/2 shards failed: .*extract/.*expected sha256", id="damaged input"),
     ],
 )  # fmt: skip
 def test_bad_input_found_on_the_way_ends_with_two(

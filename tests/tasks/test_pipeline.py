@@ -256,3 +256,26 @@ def test_a_bucket_gets_the_same_fingerprints_and_bytes_as_a_disk(made: Made, s3_
         assert remote is not None
         assert local is not None
         assert {n: f.sha256 for n, f in remote.files.items()} == {n: f.sha256 for n, f in local.files.items()}
+
+
+def test_a_quarantined_document_teaches_nothing_and_stops_nobody(made: Made, tiny_neox: ModelFactory) -> None:
+    """A source whose embedding of one token is NaN: its documents are absent from the teacher, the others aren't."""
+    folder = tiny_neox(seed=12, initializer_range=0.4)
+    tokens = read_scored(made.store.fetch(made.read[0])).tokens
+    only_once = [i for i, n in enumerate(torch.bincount(tokens.ids).tolist()) if n == 1]
+    model = load_model(folder, "float32")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[only_once[0]] = torch.nan
+    model.save_pretrained(folder)
+    source = download.fn(LocalModel(path=str(folder)), runtime=made.runtime)
+    spec = EXTRACTION.model_copy(update={"max_quarantined": 1.0})
+    read = extract.fn(source, made.shards[0], spec, runtime=made.runtime)
+    assert len(made.facts(read)["quarantined"]) == 1  # type: ignore[arg-type]
+    maps = map_vocab.fn(source, made.target, BytePiece(), runtime=made.runtime)
+    aligned = align.fn(read, made.own[0], maps, ByteBoundary(), runtime=made.runtime)
+    fused = read_fused(made.store.fetch(fuse.fn(made.own[0], [aligned], MinCE(), False, runtime=made.runtime)))
+    bad = int(tokens.doc_of_token[(tokens.ids == only_once[0]).nonzero()[0, 0]])
+    present = fused.dist.present
+    of_bad = read_scored(made.store.fetch(made.own[0])).tokens.doc_of_token == bad
+    assert not present[of_bad].any()
+    assert present[~of_bad].any()
