@@ -97,6 +97,6 @@ def _model_bytes(model: HubModel | LocalModel | ScratchModel, runtime: Runtime) 
         case HubModel():
             try:
                 listing = list_files(model.id, str(pin_model(model, runtime=runtime)["commit"]))
-            except ConnectionError:
+            except (ConnectionError, ValueError):  # out of reach or offline: what a forecast can't know counts as 0
                 return 0
             return sum(listing.files[name].bytes for name in select_files(listing.files, model.id))

@@ -8,6 +8,7 @@ The body is that picture. Calling it within `tasks.step.planning()` computes not
 """
 
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +21,7 @@ from flows.corpora import build_shards
 from flows.recipe import Baseline, NamedModel, Recipe, ScratchModel
 from fusion_core.spec import Spec
 from tasks.align import align
-from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
+from tasks.artifacts import FusedRef, ModelRef, Ref, ReportRef, Runtime, ShardRef
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.extract import extract
@@ -28,7 +29,7 @@ from tasks.fuse import fuse
 from tasks.lineage import RunRecord, record_run
 from tasks.report import ReportRow, Role, report
 from tasks.scratch import init_model, train_tokenizer
-from tasks.step import Future, ShardsFailed, is_planning, settle
+from tasks.step import Future, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
 from tasks.train import train
 from tasks.vocab import map_vocab
@@ -46,16 +47,29 @@ def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: Fu
     """Fuses the recipe's sources into its target. Every step is cached: run again, only what is missing is computed."""
     if is_planning():
         return _fuse(recipe, runtime)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     open_store(runtime).probe()
+    keep = _keeper(recipe, runtime)
+    with planning() as planned:
+        _fuse(recipe, runtime)
+    keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
     try:
         result = _fuse(recipe, runtime)
     except ShardsFailed as failure:
         return Failed(message=str(failure), data=failure)
-    refs = [result.model] if result.report is None else [result.model, result.report]
-    record = RunRecord(name=recipe.name, started_at=started, recipe=recipe.model_dump(mode="json"), refs=refs)
-    record_run(open_store(runtime), record, run_id=flow_run.get_id() or uuid.uuid4().hex)
+    keep([result.model] if result.report is None else [result.model, result.report])
     return result
+
+
+def _keeper(recipe: Recipe, runtime: Runtime) -> Callable[[Sequence[Ref]], None]:
+    """Notes this run in the store, and what is kept for it; again replaces."""
+    run_id = flow_run.get_id() or uuid.uuid4().hex
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def keep(refs: Sequence[Ref]) -> None:
+        record = RunRecord(name=recipe.name, started_at=started, recipe=recipe.model_dump(mode="json"), refs=list(refs))
+        record_run(open_store(runtime), record, run_id=run_id)
+
+    return keep
 
 
 def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:

@@ -142,12 +142,19 @@ def _read_yaml(source: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {source!r}: expected a readable UTF-8 file, found {error}") from None
     try:
-        data = yaml.safe_load(text)
+        data = _unshare(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise RecipeError(f"{source}: expected YAML, found {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{source}: expected a mapping of fields, found {type(data).__name__}; see `llm-fuse init`")
     return data
+
+
+def _unshare(value: Any) -> Any:  # Any: parsed YAML
+    """A copy in which what YAML's anchors shared stands apart: an override must reach the one place that it names."""
+    if isinstance(value, dict):
+        return {key: _unshare(item) for key, item in value.items()}
+    return [_unshare(item) for item in value] if isinstance(value, list) else value
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -30,7 +30,8 @@ sources:
 corpus:
   documents:
 {documents}
-  max_bytes: 6000          # longer documents are cut; a piece must fit every model's window
+  max_bytes: 2046          # longer documents are cut; fits windows of 2,048 tokens even at one token per byte
+  short_documents: drop
   shard_bytes: 4000000     # a shard is what is cached, retried and computed in parallel
   # max_documents: 10000   # for a first try
 
@@ -58,7 +59,8 @@ evaluation:
   corpus:
     documents:
 {held_out}
-    max_bytes: 6000
+    max_bytes: 2046
+    short_documents: drop
   spec: {{dtype: bfloat16}}
   baselines:
     - {{name: CLM only, teacher: none}}  # the same training without the sources

@@ -7,8 +7,9 @@ Where the method lives (section numbers: Wan et al., "Knowledge Fusion of Large 
 | values: rows, boundaries, missing mass | `types` | `TokenDist`, `Tokens`, `Scored`, `Aligned`, `Fused`, `VocabMap` |
 | 3.1 what is kept of a source's distribution | `distributions` | `TopK`, `TopP`, `Sampled`, `reduce_logits` |
 | byte surface of every token | `vocabulary` | `Vocabulary`, `read_vocabulary`, `token_boundaries` |
-| 3.2 token alignment, over vocabularies | `vocab_mapping` | `BytePiece`, `ExactMatch` |
-| 3.2 token alignment, over positions | `alignment` | `ByteBoundary` |
+| 3.2 token alignment, over vocabularies | `vocab_mapping` | `BytePiece`, `ExactMatch`, `MinEdit` |
+| 3.2 token alignment, over positions | `alignment` | `ByteBoundary`, `MinEditDTW`, `ExactDTW` |
+| 3.2 their kernels: edit distance, time warping | `edit_distance`, `nearest_string`, `dtw` | `find_nearest`, `warp` |
 | 3.3 fusion of many teachers into one | `fusion`, `costs` | `MinCE`, `AvgCE`, `StaticWeights` |
 | 3.1 objective: CLM and divergence | `losses`, `divergences`, `objective` | `fusion_loss` |
 | the original, number for number | `reference` | `Objective`, `collate_targets`, `extract`, `pack` |

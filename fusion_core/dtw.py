@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from fusion_core.edit_distance import (
     Codes,
     Places,
+    Signatures,
     Strings,
     Words,
+    bound_distances,
     clear_pattern,
     compiled,
     distance_to_pattern,
@@ -31,12 +33,15 @@ from fusion_core.edit_distance import (
     longest,
     new_pattern_table,
     set_pattern,
+    sign_strings,
 )
 
 Directions = NDArray[np.uint8]
 
 DIAGONAL, UP, LEFT = 0, 1, 2
-FAR = 1 << 30
+NO_LIMIT = 1 << 26
+"""More than any path costs."""
+UNREACHED = 1 << 30
 UNKNOWN = -1
 BEAM = 32
 """How much worse than the best of its row a pair may be in the first, approximate pass."""
@@ -59,7 +64,7 @@ class Warping:
 class Sequences:
     """Token sequences of documents, as strings.
 
-    strings: every string that occurs, once. tokens: int64 `[tokens]`, the string of each token.
+    strings: every string that occurs. tokens: int64 `[tokens]`, the string of each token.
     offsets: int64 `[documents + 1]`, document `d` has the tokens `offsets[d]:offsets[d+1]`.
     """
 
@@ -73,14 +78,16 @@ class _Document(NamedTuple):
 
     rows, columns: which of the different strings each token is; row_strings, column_strings: those strings.
     rows_left, columns_left: at least so many edits will the tokens after each one cost.
+    distances: `[row strings, column strings]`, computed when they are needed; -1 before.
     """
 
     rows: Places
-    columns: Places
+    columns: Codes
     row_strings: Places
     column_strings: Places
-    rows_left: Places
-    columns_left: Places
+    rows_left: Codes
+    columns_left: Codes
+    distances: Codes
 
 
 def warp(source: Sequences, target: Sequences) -> Warping:
@@ -91,19 +98,18 @@ def warp(source: Sequences, target: Sequences) -> Warping:
     torch uses.
 
     Raises:
-        ValueError: the two don't hold the same number of documents, or list a string twice.
+        ValueError: the two don't hold the same number of documents.
     """
     _check(source, target)
     left, right = encode_strings(source.strings, target.strings)
-    place = {text: i for i, text in enumerate(target.strings)}
-    twins = np.array([place.get(text, UNKNOWN) for text in source.strings], dtype=np.int64)
+    signatures = sign_strings(left), sign_strings(right)
 
     def warp_document(doc: int) -> tuple[Places, int]:
         rows = source.tokens[source.offsets[doc] : source.offsets[doc + 1]]
         columns = target.tokens[target.offsets[doc] : target.offsets[doc + 1]]
         if not len(rows) or not len(columns):
             return np.zeros((2, 0), np.int64), 0
-        path, cost = _warp(_describe(rows, columns, twins), left, right)
+        path, cost = _warp(_describe(rows, columns, *signatures), left, right)
         return path + np.array([[source.offsets[doc]], [target.offsets[doc]]]), cost
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -118,83 +124,93 @@ def _check(source: Sequences, target: Sequences) -> None:
             f"source and target must hold the same documents, but found {len(source.offsets) - 1} and "
             f"{len(target.offsets) - 1}; align shards of one corpus"
         )
-    for strings in (source.strings, target.strings):
-        if len(set(strings)) != len(strings):
-            raise ValueError(
-                f"every string must be listed once, but found {len(strings)} of which {len(set(strings))} differ; "
-                "let equal tokens share a string"
-            )
 
 
-def _describe(rows: Places, columns: Places, twins: Places) -> _Document:
-    """A document of the given strings. twins: the target string equal to each source string, or -1."""
+def _describe(rows: Places, columns: Places, left: Signatures, right: Signatures) -> _Document:
+    """A document of the given strings."""
     row_strings, row_ids = np.unique(rows, return_inverse=True)
     column_strings, column_ids = np.unique(columns, return_inverse=True)
-    # a token that equals no token of the other side costs an edit, whatever it is matched with
-    rows_cost = ~np.isin(twins[row_strings], column_strings)[row_ids]
-    columns_cost = ~np.isin(column_strings, twins[row_strings])[column_ids]
+    bounds = _bound_all(_take(left, row_strings), _take(right, column_strings))
     return _Document(
-        row_ids, column_ids, row_strings, column_strings, _count_after(rows_cost), _count_after(columns_cost)
+        row_ids,
+        column_ids.astype(np.int32),
+        row_strings,
+        column_strings,
+        _sum_after(bounds.min(1)[row_ids]),
+        _sum_after(bounds.min(0)[column_ids]),
+        np.full_like(bounds, UNKNOWN),
     )
 
 
-def _count_after(costs: NDArray[np.bool_]) -> Places:
-    return np.append(np.cumsum(costs[:0:-1], dtype=np.int64)[::-1], 0)
+def _take(signatures: Signatures, which: Places) -> Signatures:
+    return Signatures(signatures.bits[:, which], signatures.excess[which], signatures.lengths[which])
+
+
+def _sum_after(costs: Codes) -> Codes:
+    return np.append(np.cumsum(costs[:0:-1])[::-1], 0).astype(np.int32)
+
+
+@compiled
+def _bound_all(left: Signatures, right: Signatures) -> Codes:
+    """Lower bounds of all distances, `[left, right]`."""
+    bounds = np.empty((len(left.lengths), len(right.lengths)), np.int32)
+    some = np.empty(len(right.lengths), np.int64)
+    for i in range(len(left.lengths)):
+        bound_distances(left, i, right, 0, len(some), some)
+        bounds[i] = some
+    return bounds
 
 
 @compiled
 def _warp(document: _Document, left: Strings, right: Strings) -> tuple[Places, int]:
     """Path `[2, steps]` of one document, and its cost."""
-    distances = np.full((len(document.row_strings), len(document.column_strings)), UNKNOWN, np.int32)
     table = new_pattern_table(longest(left), left.alphabet_size)
-    limit, _, _, _ = _fill(document, left, right, distances, table, FAR, BEAM)
-    cost, directions, starts, firsts = _fill(document, left, right, distances, table, limit, FAR)
+    limit, _, _, _ = _fill(document, left, right, table, NO_LIMIT, BEAM)
+    cost, directions, starts, firsts = _fill(document, left, right, table, limit, NO_LIMIT)
     return _trace_back(directions, starts, firsts, len(document.columns)), cost
 
 
 @compiled
 def _fill(
-    document: _Document, left: Strings, right: Strings, distances: Codes, table: Words, limit: int, beam: int
+    document: _Document, left: Strings, right: Strings, table: Words, limit: int, beam: int
 ) -> tuple[int, Directions, Places, Places]:
     """Cost of the best path found, and where each pair that was reached was reached from.
 
-    Left out are pairs that no path of at most `limit` leads through, and (but in the last row) those more than `beam`
-    above the best of the row before. Row `i` of the table starts at column `firsts[i]` and `directions[starts[i]]`.
-    `distances` of (different row, different column) are computed where they are needed.
+    Left out are pairs that no path of at most `limit` leads through, and (but in the last row) those reached from a
+    pair more than `beam` above the best of the row before. Row `i` of the table starts at column `firsts[i]` and at
+    `directions[starts[i]]`.
+
+    A cost is kept as four times itself, so that the least predecessor and its direction, in order of ties, are one
+    minimum: no branch to mispredict.
     """
     num_rows, num_columns = len(document.rows), len(document.columns)
     starts, firsts = np.zeros(num_rows + 1, np.int64), np.zeros(num_rows, np.int64)
     directions = np.empty(4 * (num_rows + num_columns), np.uint8)
-    above, here = np.full(num_columns, FAR, np.int32), np.full(num_columns, FAR, np.int32)
+    above, here = np.full(num_columns, UNREACHED, np.int32), np.full(num_columns, UNREACHED, np.int32)
+    caps = (4 * (limit - document.columns_left)).astype(np.int32)
     first, last, least = 0, 0, 0  # columns that the row above reached, and the lowest cost there
     for i in range(num_rows):
         if len(directions) < starts[i] + num_columns - first:
             directions = np.append(directions, np.empty(len(directions) + num_columns, np.uint8))
-        most = limit if i == num_rows - 1 else min(limit - document.rows_left[i], least + beam)
-        string = document.row_strings[document.rows[i]]
-        pattern = left.codes[left.offsets[string] : left.offsets[string + 1]]
+        pattern = _string(left, document.row_strings[document.rows[i]])
         set_pattern(table, pattern)
-        known = distances[document.rows[i]]
-        diagonal = 0 if i == 0 else FAR
-        begin, reached, least, before = -1, first, FAR, FAR
+        known, row_directions = document.distances[document.rows[i]], directions[starts[i] :]
+        most = 4 * (limit - document.rows_left[i])
+        near = most if i == num_rows - 1 else min(most, least + 4 * beam)
+        above[last:] = UNREACHED
+        diagonal, before = 0 if i == 0 else UNREACHED, UNREACHED
+        begin, reached, least = -1, first, UNREACHED
         for j in range(first, num_columns):
-            up = above[j] if j < last else FAR
-            best, direction = diagonal, DIAGONAL
-            if up < best:
-                best, direction = up, UP
-            if before < best:
-                best, direction = before, LEFT
-            diagonal, before = up, FAR
-            if best <= most:
-                column = document.columns[j]
+            choice = min(diagonal + DIAGONAL, above[j] + UP, before + LEFT)
+            diagonal, before = above[j], UNREACHED
+            if choice < near + 4:
+                cap, column = min(most, caps[j]), document.columns[j]
                 distance = known[column]
                 if distance == UNKNOWN:
-                    string = document.column_strings[column]
-                    text = right.codes[right.offsets[string] : right.offsets[string + 1]]
-                    distance = distance_to_pattern(table, len(pattern), text, FAR)
-                    known[column] = distance
-                cost = best + distance
-                if cost <= min(most, limit - document.columns_left[j]):
+                    text = _string(right, document.column_strings[column])
+                    distance = known[column] = distance_to_pattern(table, len(pattern), text, NO_LIMIT)
+                cost = (choice & ~3) + 4 * distance
+                if cost <= cap:
                     before = cost
                     least = min(least, cost)
                     reached = j + 1
@@ -203,13 +219,18 @@ def _fill(
             elif j > last:
                 break
             here[j] = before
-            directions[starts[i] + j - first] = direction
+            row_directions[j - first] = choice & 3
         clear_pattern(table, pattern)
         firsts[i], starts[i + 1] = first, starts[i] + reached - first
         first, last = begin, reached
         above, here = here, above
-    cost = above[num_columns - 1] if last == num_columns else FAR
+    cost = above[num_columns - 1] // 4 if last == num_columns else NO_LIMIT
     return cost, directions, starts, firsts
+
+
+@compiled
+def _string(strings: Strings, i: int) -> Codes:
+    return strings.codes[strings.offsets[i] : strings.offsets[i + 1]]
 
 
 @compiled

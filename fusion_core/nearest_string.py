@@ -1,8 +1,7 @@
 """The nearest of many strings, for many strings: which token of a vocabulary differs least from a given one.
 
-Candidates lie in buckets of equal length and are visited from the query's own length outwards. Before any distance is
-computed, a candidate is ruled out by the characters that the two share: a distance is at least the longer length less
-the number of shared characters, repeats counted. That number is bounded from above by a few bit operations.
+Candidates lie in buckets of equal length and are visited from the query's own length outwards; most are ruled out by
+the characters that they share with the query, before any distance is computed.
 """
 
 from collections.abc import Sequence
@@ -16,8 +15,10 @@ from numpy.typing import NDArray
 
 from fusion_core.edit_distance import (
     Places,
+    Signatures,
     Strings,
     Words,
+    bound_distances,
     clear_pattern,
     compiled,
     distance_to_pattern,
@@ -25,6 +26,7 @@ from fusion_core.edit_distance import (
     longest,
     new_pattern_table,
     set_pattern,
+    sign_strings,
 )
 
 CHUNK = 256
@@ -54,11 +56,10 @@ def find_nearest(queries: Sequence[str], candidates: Sequence[str]) -> Nearest:
     first_place = {text: place for place, text in reversed(list(enumerate(candidates)))}
     index = np.array([first_place.get(text, -1) for text in queries], dtype=np.int64)
     distance = np.zeros_like(index)
-    inexact = np.flatnonzero(index < 0)
-    if not candidates or not len(inexact):
+    inexact = np.flatnonzero(index < 0).tolist()
+    if not candidates or not inexact:
         return Nearest(index, distance)
-    unique = {queries[i]: 0 for i in inexact}
-    unique = {text: place for place, text in enumerate(unique)}
+    unique = {text: place for place, text in enumerate(dict.fromkeys(queries[i] for i in inexact))}
     found = _search(list(unique), candidates)
     places = [unique[queries[i]] for i in inexact]
     index[inexact], distance[inexact] = found.index[places], found.distance[places]
@@ -69,29 +70,27 @@ class _Index(NamedTuple):
     """Candidates in order of length, then place.
 
     places: of each in the caller's sequence. buckets: those of `n` characters are `buckets[n]:buckets[n+1]`.
-    signatures, excess: see `_sign`.
     """
 
     strings: Strings
+    signatures: Signatures
     places: Places
     buckets: Places
-    signatures: Words
-    excess: Places
 
 
 def _search(queries: Sequence[str], candidates: Sequence[str]) -> Nearest:
     """`find_nearest` by distances alone."""
     by_length = np.argsort([len(c) for c in candidates], kind="stable")
     asked, given = encode_strings(queries, [candidates[i] for i in by_length])
-    lengths = np.diff(given.offsets)
-    buckets = np.searchsorted(lengths, np.arange(lengths[-1] + 2))
-    index = _Index(given, by_length, buckets, *_sign(given))
-    signatures, excess = _sign(asked)
+    signatures = sign_strings(given)
+    buckets = np.searchsorted(signatures.lengths, np.arange(signatures.lengths[-1] + 2))
+    index = _Index(given, signatures, by_length, buckets)
+    asked_signatures = sign_strings(asked)
     found = Nearest(np.empty(len(queries), np.int64), np.empty(len(queries), np.int64))
 
     def search(start: int) -> None:
         stop = min(start + CHUNK, len(queries))
-        _search_chunk(asked, signatures, excess, index, start, stop, found.index, found.distance)
+        _search_chunk(asked, asked_signatures, index, start, stop, found.index, found.distance)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(search, range(0, len(queries), CHUNK)))
@@ -99,32 +98,9 @@ def _search(queries: Sequence[str], candidates: Sequence[str]) -> Nearest:
 
 
 @compiled
-def _sign(strings: Strings) -> tuple[Words, Places]:
-    """What characters each string holds, as bits `[3, strings]`, and how many of its characters have set no bit.
-
-    Word 0: the 64 most frequent characters. Word 1: those of them that occur twice or more. Word 2: all others, which
-    share its bits. Two strings share at most as many characters as they share bits, plus the lesser excess of the two.
-    """
-    count = len(strings.offsets) - 1
-    signatures, excess = np.zeros((3, count), np.uint64), np.zeros(count, np.int64)
-    for i in range(count):
-        for place in range(strings.offsets[i], strings.offsets[i + 1]):
-            code = strings.codes[place]
-            bit = np.uint64(1) << np.uint64(code % 64)
-            word = 0 if code < 64 else 2
-            if code < 64 and signatures[0, i] & bit:
-                word = 1
-            if signatures[word, i] & bit:
-                excess[i] += 1
-            signatures[word, i] |= bit
-    return signatures, excess
-
-
-@compiled
 def _search_chunk(
     asked: Strings,
-    signatures: Words,
-    excess: Places,
+    signatures: Signatures,
     index: _Index,
     start: int,
     stop: int,
@@ -145,10 +121,7 @@ def _search_chunk(
             if gap > best:
                 break
             if 0 <= length <= longest_given:
-                signature = signatures[:, q]
-                place, best = _search_bucket(
-                    table, len(query), signature, excess[q], index, length, bounds, place, best
-                )
+                place, best = _search_bucket(table, signatures, q, index, length, bounds, place, best)
         nearest[q], distance[q] = place, best
         clear_pattern(table, query)
 
@@ -156,9 +129,8 @@ def _search_chunk(
 @compiled
 def _search_bucket(
     table: Words,
-    query_length: int,
-    signature: Words,
-    excess: int,
+    signatures: Signatures,
+    query: int,
     index: _Index,
     length: int,
     bounds: Places,
@@ -166,10 +138,10 @@ def _search_bucket(
     best: int,
 ) -> tuple[int, int]:
     """Place and distance of the nearest string so far, after the candidates of one length."""
-    given, longer = index.strings, max(query_length, length)
+    given = index.strings
     for first in range(index.buckets[length], index.buckets[length + 1], BLOCK):
         last = min(first + BLOCK, index.buckets[length + 1])
-        _bound(signature, excess, index.signatures[:, first:last], index.excess[first:last], longer, bounds)
+        bound_distances(signatures, query, index.signatures, first, last, bounds)
         for c in range(first, last):
             if bounds[c - first] > best:
                 continue
@@ -178,26 +150,7 @@ def _search_bucket(
             if bounds[c - first] > cutoff:
                 continue
             text = given.codes[given.offsets[c] : given.offsets[c + 1]]
-            found = distance_to_pattern(table, query_length, text, cutoff)
+            found = distance_to_pattern(table, signatures.lengths[query], text, cutoff)
             if found <= cutoff:
                 best_place, best = place, found
     return best_place, best
-
-
-@compiled
-def _bound(signature: Words, excess: int, others: Words, others_excess: Places, longer: int, bounds: Places) -> None:
-    """A lower bound of the distance to each of `others` into `bounds`, `longer` being the length of the longer one."""
-    first, second, third = signature[0], signature[1], signature[2]
-    firsts, seconds, thirds = others[0], others[1], others[2]
-    for c in range(len(firsts)):
-        bits = _count_bits(first & firsts[c]) + _count_bits(second & seconds[c]) + _count_bits(third & thirds[c])
-        bounds[c] = longer - np.int64(bits) - min(excess, others_excess[c])
-
-
-@compiled
-def _count_bits(word: np.uint64) -> np.uint64:
-    """Number of set bits; LLVM knows the pattern and makes one instruction of it."""
-    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)

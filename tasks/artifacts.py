@@ -9,9 +9,10 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.spec import PINNED, Spec
 
@@ -19,11 +20,14 @@ SCHEMA_VERSION = 1
 """Of manifests and data files. Readers accept this and older ones, and refuse newer ones by name."""
 
 
+_NAME = r"^[A-Za-z0-9_-]+$"  # whoever can write to a store must not be able to name a place outside an artifact
+
+
 class Ref(Spec):
     """The address of one artifact: the step that made it and the fingerprint of everything that went in."""
 
-    step: str
-    fingerprint: str
+    step: str = Field(pattern=_NAME)
+    fingerprint: str = Field(pattern=_NAME)
 
     @property
     def address(self) -> str:
@@ -163,8 +167,15 @@ class FileFact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    bytes: int
+    bytes: int = Field(ge=0)
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_below(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path or "\0" in path:
+            raise ValueError(f"expected a path below the artifact's folder, found {path!r}")
+        return path
 
 
 class Manifest(BaseModel):
@@ -183,7 +194,7 @@ class Manifest(BaseModel):
     inputs: list[AnyRef] = []
     files: dict[str, FileFact] = {}
     facts: dict[str, Any] = {}  # counts and measures of this step; plain JSON
-    owner: str  # the attempt that committed
+    owner: str = Field(pattern=_NAME)  # the attempt that committed
     started_at: str
     seconds: float
     environment: dict[str, Any] = {}
@@ -211,13 +222,18 @@ class Manifest(BaseModel):
                 f"{address}: expected a manifest of schema {SCHEMA_VERSION} or older, found {found}; upgrade llm-fuse"
             )
         try:
-            return cls.model_validate_json(data)
+            manifest = cls.model_validate_json(data)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise StoreError(
                 f"{address}: the manifest's {where!r} is not valid ({first['msg']}); delete the folder to recompute"
             ) from error
+        if manifest.ref.address != address:
+            raise StoreError(
+                f"{address}: expected its own manifest, found one of {manifest.ref.address}; delete the folder"
+            )
+        return manifest
 
 
 class StoreError(Exception):

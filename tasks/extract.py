@@ -47,7 +47,7 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
         spec.mode,
         vocabulary.size,
         batch_tokens=tokens_per_batch(runtime.batch_tokens, network.device),
-        first_key=shard.index * _ROWS_PER_SHARD,
+        first_key=int(shard.digest[:5], 16) * _ROWS_PER_SHARD,
         progress=out.progress,
     )
     if len(quarantined) > spec.max_quarantined * len(documents):

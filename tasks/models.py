@@ -32,7 +32,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 _WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 
-_one_at_a_time = threading.RLock()
+one_at_a_time = threading.RLock()
 """transformers patches torch for the whole process while it builds a model, and its lazy imports race: two threads at
 once leave weights untied, on the meta device, or names that can't be imported."""
 
@@ -121,7 +121,7 @@ def load_config(folder: Path, name: str = "") -> "PretrainedConfig":
         raise ValueError(f"{name}: expected a {CONFIG}, found none; is this a Hugging Face model folder?")
     trusted = _refuse_foreign_code(folder, name)
     try:
-        with _one_at_a_time:
+        with one_at_a_time:
             from transformers import AutoConfig
 
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
@@ -145,7 +145,7 @@ def load_model(
     """
     config = load_config(folder)
     check_weights(folder, str(folder))
-    with _one_at_a_time:
+    with one_at_a_time:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
@@ -165,7 +165,7 @@ def load_tokenizer(folder: Path, name: str = "") -> "PreTrainedTokenizerFast":
     _require_folder(folder, name)
     trusted = _refuse_foreign_code(folder, name)
     try:
-        with _one_at_a_time:
+        with one_at_a_time:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)

@@ -243,7 +243,7 @@ def _open_new(path: Path) -> Any:  # Any: io's classes for binary files share no
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
-        except FileNotFoundError:  # another process found the new folder empty and removed it
+        except (FileNotFoundError, FileExistsError):  # another process finds the new folder empty and removes it
             if not attempts_left:
                 raise
     raise AssertionError("unreachable")

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime, ShardRef, TokenizerRef
 from tasks.documents import read_documents
+from tasks.models import load_tokenizer, one_at_a_time
 from tasks.step import Output, step
 from tasks.store import open_store
 
@@ -227,7 +228,8 @@ def train_tokenizer(shards: list[ShardRef], spec: TokenizerSpec, *, runtime: Run
         raise ValueError(
             f"tokenizer: expected documents to learn from, found none in {len(shards)} shards; give it a corpus"
         )
-    tokenizer = spec(texts)
+    with one_at_a_time:
+        tokenizer = spec(texts)
     tokenizer.save_pretrained(out.dir)
     out.facts |= {"documents": len(texts), "vocab_size": len(tokenizer)}
     return out.ref(TokenizerRef)
@@ -236,12 +238,13 @@ def train_tokenizer(shards: list[ShardRef], spec: TokenizerSpec, *, runtime: Run
 @step(version=1)
 def init_model(tokenizer: TokenizerRef, spec: ArchitectureSpec, *, runtime: Runtime, out: Output) -> ModelRef:
     """A model folder with random weights and the tokenizer's files."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder = open_store(runtime).fetch(tokenizer)
     shutil.copytree(folder, out.dir, dirs_exist_ok=True)
-    config = spec.config(AutoTokenizer.from_pretrained(folder))
-    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with one_at_a_time:
+        from transformers import AutoModelForCausalLM
+
+        config = spec.config(load_tokenizer(folder))
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draw_weights(network, config.initializer_range, spec.seed)
     network.save_pretrained(out.dir)
     out.facts |= {"parameters": sum(p.numel() for p in network.parameters()), "vocab_size": config.vocab_size}

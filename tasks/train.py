@@ -14,9 +14,14 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef
+import torch
+
+from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
+from tasks.engines import pick_device
 from tasks.step import Output, step
 from tasks.trainer import TrainingJob, TrainingSpec
+
+_ERRORS = {"input": ValueError, "store": StoreError, "transient": OSError}
 
 
 @step(version=1, on_device=True)
@@ -38,26 +43,43 @@ def train(
         raise ValueError(
             f"training.lm_weight: expected 1 without a teacher, found {spec.lm_weight}; add sources or set it to 1"
         )
-    job = TrainingJob(model=model, shards=shards, teachers=teachers, spec=spec, runtime=runtime, output=out.dir)
-    with contextlib.closing(_run_child(job)) as records:
+    device = pick_device(runtime.device)
+    alone = runtime.model_copy(update={"device": device.type})  # the only device of its kind that the child sees
+    job = TrainingJob(model=model, shards=shards, teachers=teachers, spec=spec, runtime=alone, output=out.dir)
+    with contextlib.closing(_run_child(job, device)) as records:
         for record in records:
             if "facts" in record:
                 out.facts |= record["facts"]
             elif "error" in record:
-                raise ValueError(record["error"])
+                raise _ERRORS[record["kind"]](record["error"])
             else:
                 out.progress(record["done"], record["total"], record["unit"])
     return out.ref(ModelRef)
 
 
-def _run_child(job: TrainingJob) -> Generator[dict[str, Any], None, None]:  # Any: parsed JSON
+def _only(device: torch.device) -> dict[str, str]:
+    """What shows the child the chosen CUDA device alone: the Trainer would take the first one, or all at once."""
+    if device.type != "cuda":
+        return {}
+    index = device.index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[index] if visible else str(index)}
+
+
+def _run_child(job: TrainingJob, device: torch.device) -> Generator[dict[str, Any], None, None]:  # Any: parsed JSON
     """The child's records. Raises `RuntimeError` with its last words when it dies without facts or an error."""
     threads = str(max(1, (os.cpu_count() or 1) // job.runtime.max_workers))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **_only(device)}
     with tempfile.TemporaryDirectory() as folder:
         description, words = Path(folder, "job.json"), Path(folder, "stderr")
         description.write_text(job.model_dump_json())
-        command = [sys.executable, "-m", "tasks.trainer", str(description)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "tasks.trainer",
+            str(description),
+        ]  # -P: not the working directory's modules
         last: dict[str, Any] = {}
         with words.open("wb") as stderr:
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)

@@ -24,7 +24,7 @@ from fusion_core.divergences import Divergence, SoftCrossEntropy
 from fusion_core.losses import fusion_loss, fusion_loss_from_logits, raise_lm_weight
 from fusion_core.spec import Spec
 from fusion_core.types import TokenDist, Tokens
-from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef
+from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
 from tasks.documents import read_documents
 from tasks.engines import Dtype, check_window, pad_batch, pick_device, split_head
 from tasks.models import (
@@ -38,6 +38,7 @@ from tasks.models import (
 )
 from tasks.shards import read_fused
 from tasks.store import Store, open_store
+from tasks.transient import is_transient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -122,9 +123,9 @@ def run_training(job: TrainingJob, progress: ReportProgress) -> dict[str, object
     examples = _read_examples(store, folder, job.shards, job.teachers if spec.lm_weight < 1 else [])
     collator = _Collator()
     trainer = _trainer(folder, examples, collator, job, progress)
+    _copy_companions(folder, job.output)  # first: hours later a cache may have let go of them
     result = trainer.train()
     trainer.model.save_pretrained(job.output)  # type: ignore[union-attr, operator]
-    _copy_companions(folder, job.output)
     shutil.rmtree(_work_folder(job.output), ignore_errors=True)
     tokens = sum(len(e.ids) for e in examples)
     losses = [{k: round(v, 6) for k, v in entry.items()} for entry in trainer.state.log_history if "loss" in entry]
@@ -275,8 +276,15 @@ def main(path: str) -> int:
     job = TrainingJob.model_validate_json(Path(path).read_bytes())
     try:
         facts = run_training(job, progress)
-    except ValueError as error:
-        tell(error=str(error))
+    except Exception as error:
+        if isinstance(error, ValueError):
+            tell(error=str(error), kind="input")
+        elif isinstance(error, StoreError):
+            tell(error=str(error), kind="store")
+        elif is_transient(error):
+            tell(error=f"{type(error).__name__}: {error}", kind="transient")
+        else:
+            raise  # a bug: its traceback is the child's last words
         return 2
     tell(facts=facts)
     return 0

@@ -47,7 +47,8 @@ def alignment():
         "dtw_cost": 4.0,
     }
     table = {
-        str(i): [piece, -1, BASE.index(row[2])] for i, (piece, row) in enumerate(zip(BLENDING, vocab_map()["rows"]))
+        str(i): [piece, -1, BASE.index(row[2])]
+        for i, (piece, row) in enumerate(zip(BLENDING, vocab_map()["rows"], strict=True))
     }
     for token, base_id in ((1, 2), (2, 4), (4, 3)):
         table[str(token)][1] = base_id

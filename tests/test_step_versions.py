@@ -19,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "step_versions.json"
 # Reached by every step, and no part of any result's meaning: how results are cached, found and told.
+# Calls that no import shows: what a step starts as a child process.
+STARTED = {("tasks.train", "train"): ("tasks.trainer", "run_training")}
 EXECUTION = {"tasks.step", "tasks.store", "tasks.claims", "tasks.progress", "tasks.transient", "tasks.environment"}
 
 
@@ -75,6 +77,8 @@ def _reach(module: str, name: str, seen: dict[tuple[str, str], str]) -> None:
     for used in ast.walk(node):
         if isinstance(used, ast.Name):
             _reach(module, used.id, seen)
+    if (module, name) in STARTED:
+        _reach(*STARTED[module, name], seen)
 
 
 def code_hash(module: str, name: str) -> str:
@@ -112,6 +116,12 @@ def test_a_step_reaches_the_math_it_calls_through_other_modules() -> None:
     assert ("fusion_core.fusion", "MinCE") in reached
     assert ("tasks.shards", "read_aligned") in reached
     assert not any(module in EXECUTION for module, _ in reached)
+
+
+def test_training_reaches_the_loss_though_it_runs_in_a_child() -> None:
+    reached: dict[tuple[str, str], str] = {}
+    _reach("tasks.train", "train", reached)
+    assert {("tasks.trainer", "_loss"), ("fusion_core.losses", "fusion_loss")} <= reached.keys()
 
 
 def test_hash_sees_code_but_not_words() -> None:

@@ -67,8 +67,9 @@ def launch(flow: Any, *arguments: Any, runtime: Runtime, **keywords: Any) -> Any
 
 @contextlib.contextmanager
 def _ends_when_told() -> Iterator[None]:
-    """Within the block Ctrl-C or a SIGTERM ends the process in seconds, whatever its threads are doing.
+    """Within the block Ctrl-C ends the process in seconds, whatever its threads are doing.
 
+    A SIGTERM goes to Prefect first, which may belong to a worker, and comes here when it has told its server.
     Left to itself, Prefect waits for the tasks in work, which may take hours. Until the end it can tell its server.
     Claims of a process that is gone block nobody, and what it was writing is not part of any artifact.
     """

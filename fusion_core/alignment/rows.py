@@ -64,13 +64,14 @@ def stand(source: Tokens, target: Tokens, pair: Pair, common: Int[Tensor, "targe
 def spent_nats(source: Scored) -> Float[Tensor, "source_tokens"]:
     """float64 nats that the source spent on its tokens up to and with each one; documents follow each other.
 
-    Absent rows, those of quarantined documents, count nothing.
+    Rows that are absent and have no nll, those of quarantined documents, count nothing.
 
     Raises:
         ValueError: a row with a label has no finite nll.
     """
     last_rows = source.tokens.doc_offsets[1:] - 1
-    nll = source.nll.double().index_fill(0, last_rows[last_rows >= 0], 0.0).masked_fill(~source.dist.present, 0.0)
+    nll = source.nll.double().index_fill(0, last_rows[last_rows >= 0], 0.0)
+    nll = nll.masked_fill(nll.isnan() & ~source.dist.present, 0.0)
     if not bool(nll.isfinite().all()):
         raise ValueError(
             f"every row with a label must have a finite nll, but {int((~nll.isfinite()).sum())} of {len(nll)} have "

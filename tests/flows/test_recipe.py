@@ -115,7 +115,7 @@ def test_the_last_override_wins(minimal: str) -> None:
         ("sources=[]", r"sources: expected at least 1, found 0"),
         ("sources.0.model.pth=x", r"sources\.0\.model\.pth: unknown key"),
         ("target.model=models/target", r"target\.model: expected a mapping with a kind, found 'models/target'"),
-        ("sources.0.name=target", r"names of target and sources must differ, found target twice"),
+        ("sources.0.name=target", r"names of target.* must differ, found target twice"),
         ("min_shards=0", r"min_shards: .*found 0"),
         ("corpus.documents=[]", r"corpus\.documents: expected at least 1, found 0"),
         ("sources.1.name=x", r"--set sources\.1\.name: .*found a list of 1 \(from 0 on\)"),
@@ -184,3 +184,9 @@ def test_a_model_from_scratch_has_no_teacher(minimal: str) -> None:
     assert load_recipe(minimal, [SCRATCH % "1"]).target.model.kind == "scratch"
     with pytest.raises(RecipeError, match=r"target\.model: .*expected training\.lm_weight 1, found 0\.9"):
         load_recipe(minimal, [SCRATCH % "0.9"])
+
+
+def test_an_override_reaches_only_the_place_it_names_though_yaml_shares_anchors() -> None:
+    plain, changed = load_recipe("quickstart"), load_recipe("quickstart", ["target.model.training.epochs=3"])
+    assert changed.target.model.training.epochs == 3  # type: ignore[union-attr]
+    assert changed.sources == plain.sources

@@ -119,9 +119,3 @@ def test_the_number_of_threads_changes_nothing():
 def test_another_number_of_documents_is_refused():
     with pytest.raises(ValueError, match="found 2 and 1"):
         warp(sequences([["a"], ["b"]]), sequences([["a"]]))
-
-
-def test_a_string_listed_twice_is_refused():
-    twice = Sequences(["a", "a"], np.array([0, 1]), np.array([0, 2]))
-    with pytest.raises(ValueError, match="found 2 of which 1 differ"):
-        warp(twice, sequences([["a"]]))

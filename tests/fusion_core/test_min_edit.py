@@ -105,7 +105,9 @@ def test_pieces_survive_the_vocabularys_json(tiny):
 def test_the_word_marker_is_what_the_pieces_hold_for_a_space(tiny, kind, marker):
     vocabulary = tiny[kind].vocabulary
     assert vocabulary.word_marker == marker
-    words = [p for p, s in zip(vocabulary.pieces, vocabulary.surfaces, strict=True) if s and s[:1] == b" " and s.strip()]
+    words = [
+        p for p, s in zip(vocabulary.pieces, vocabulary.surfaces, strict=True) if s and s[:1] == b" " and s.strip()
+    ]
     assert words
     assert all(piece.startswith(marker) for piece in words)
 

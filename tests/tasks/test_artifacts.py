@@ -14,12 +14,14 @@ from fusion_core.spec import Spec
 from tasks.artifacts import (
     AnyRef,
     CorpusRef,
+    FileFact,
     Manifest,
     ModelRef,
     Ref,
     Runtime,
     ScoredRef,
     ShardRef,
+    StoreError,
     canonical_json,
     fingerprint_of,
     refs_in,
@@ -145,5 +147,26 @@ def test_a_manifest_survives_its_json() -> None:
         seconds=0.5,
         facts={"rows": 3},
     )
-    assert Manifest.from_json(manifest.to_json(), "download/aaa") == manifest
-    assert Manifest.from_json(manifest.to_json().replace(b'"step"', b'"news": 1, "step"', 1), "x") == manifest
+    address = manifest.ref.address
+    assert Manifest.from_json(manifest.to_json(), address) == manifest
+    assert Manifest.from_json(manifest.to_json().replace(b'"step"', b'"news": 1, "step"', 1), address) == manifest
+
+
+def test_a_manifest_at_another_artifacts_address_is_refused() -> None:
+    manifest = Manifest(
+        step="download", version=1, fingerprint="a" * 32, ref=MODEL, arguments={}, owner="o", started_at="", seconds=0.5
+    )
+    with pytest.raises(StoreError, match="download/bbb: expected its own manifest, found one of download/"):
+        Manifest.from_json(manifest.to_json(), "download/bbb")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../other/file", "a/../../b", "a\\..\\b", "a\0b"])
+def test_a_file_outside_its_artifact_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match="expected a path below the artifact's folder"):
+        FileFact(path=path, bytes=1, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "a b"])
+def test_a_ref_names_no_place_outside_its_root(name: str) -> None:
+    with pytest.raises(ValidationError):
+        ModelRef(step="download", fingerprint=name)
