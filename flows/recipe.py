@@ -9,6 +9,8 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
+from fusion_core.distributions import Sampled
+from fusion_core.divergences import JSD, ReverseKL
 from fusion_core.fusion import FusionStrategy, MinCE
 from fusion_core.spec import Spec
 from fusion_core.vocab_mapping import BytePiece, VocabMapping
@@ -93,6 +95,22 @@ class Recipe(Spec):
     training: TrainingSpec = Field(default_factory=TrainingSpec, title="Training")
     evaluation: Comparison | None = Field(None, title="Evaluation", description="Empty: train only.")
     min_shards: float = Field(1.0, gt=0, le=1, title="Shards that must succeed", description="Share of all shards.")
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> "Recipe":
+        mode, divergence = self.extraction.mode, self.training.divergence
+        if isinstance(mode, Sampled) and isinstance(divergence, ReverseKL | JSD):
+            raise ValueError(
+                f"training.divergence {divergence.kind} needs the mass outside the kept tokens, which sampled "
+                "extraction does not have; take forward_kl or soft_cross_entropy, or extract top_k"
+            )
+        looks_around = getattr(self.alignment, "cover", 0) or getattr(self.alignment, "lookahead", 0)
+        if mode.temperature != 1 and looks_around:
+            raise ValueError(
+                "alignment with cover or lookahead multiplies probabilities at temperature 1, "
+                f"found {mode.temperature} in extraction.mode.temperature; set it to 1, or cover and lookahead to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Recipe":

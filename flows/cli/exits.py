@@ -22,9 +22,14 @@ def exit_code(error: BaseException) -> int:
         return USAGE if all(exit_code(cause) == USAGE for cause in causes) else FAILED
     if is_transient(error):
         return FAILED
-    if isinstance(error, ValueError | StoreError | OSError):
+    if isinstance(error, ValueError | StoreError | OSError) or _is_from_the_stores_client(error):
         return USAGE
     return FAILED if type(error).__name__ in _FAILED_RUNS else BUG
+
+
+def _is_from_the_stores_client(error: BaseException) -> bool:
+    """No credentials, say. Commands that compute probe the store first; those that read meet the client's errors."""
+    return type(error).__module__.split(".")[0] in ("aiobotocore", "botocore")
 
 
 # What Prefect raises for a run that ended without a reason of its own, by name: importing it takes seconds.

@@ -190,3 +190,18 @@ def test_an_override_reaches_only_the_place_it_names_though_yaml_shares_anchors(
     plain, changed = load_recipe("quickstart"), load_recipe("quickstart", ["target.model.training.epochs=3"])
     assert changed.target.model.training.epochs == 3  # type: ignore[union-attr]
     assert changed.sources == plain.sources
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["extraction.mode={kind: sampled}", "training.divergence={kind: jsd}"],
+            "divergence jsd needs the mass outside",
+        ),
+        (["extraction.mode={kind: top_k, temperature: 2}", "alignment.lookahead=1"], r"found 2\.0 in extraction\.mode"),
+    ],
+)
+def test_choices_that_do_not_fit_each_other_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("quickstart", overrides)
