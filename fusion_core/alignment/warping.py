@@ -1,6 +1,6 @@
 """The paper's alignments: a target row takes the row of the source token that dynamic time warping matched it with."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from fusion_core.vocabulary import NOWHERE, Vocabulary
 
 class _Warped(Spec):
     """What `ExactDTW` and `MinEditDTW` have in common."""
+
+    _through_map: ClassVar[bool]  # whether tokens that the vocabulary map joins count as the same
 
     unmatched: Literal["absent", "label"] = Field(
         default="absent",
@@ -85,10 +87,6 @@ class _Warped(Spec):
                     agrees[place] = spelled.agree_at_start(source_id, target_id)
         return agrees
 
-    @property
-    def _through_map(self) -> bool:
-        raise NotImplementedError
-
 
 class ExactDTW(_Warped):
     """Matched by dynamic time warping; tokens of equal spelling pass their row on (the paper's exact-match baseline).
@@ -98,9 +96,7 @@ class ExactDTW(_Warped):
 
     kind: Literal["exact_dtw"] = Field(default="exact_dtw", title="Time warping, equal tokens")
 
-    @property
-    def _through_map(self) -> bool:
-        return False
+    _through_map: ClassVar[bool] = False
 
 
 class MinEditDTW(_Warped):
@@ -112,9 +108,7 @@ class MinEditDTW(_Warped):
 
     kind: Literal["min_edit_dtw"] = Field(default="min_edit_dtw", title="Time warping, similar tokens")
 
-    @property
-    def _through_map(self) -> bool:
-        return True
+    _through_map: ClassVar[bool] = True
 
 
 def match_tokens(source: Tokens, target: Tokens, pair: Pair) -> Int[Tensor, "target_tokens"]:
