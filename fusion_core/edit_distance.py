@@ -77,6 +77,17 @@ def edit_distances(queries: Sequence[str], candidates: Sequence[str]) -> NDArray
     return _measure_all(*encode_strings(queries, candidates))
 
 
+def paired_distances(queries: Sequence[str], texts: Sequence[str]) -> NDArray[np.int64]:
+    """The edit distance of each query to the text in its place, `[queries]`.
+
+    Raises:
+        ValueError: not as many texts as queries.
+    """
+    if len(queries) != len(texts):
+        raise ValueError(f"expected a text per query, found {len(texts)} for {len(queries)}; pass pairs")
+    return _measure_pairs(*encode_strings(queries, texts))
+
+
 @compiled
 def longest(strings: Strings) -> int:
     """Characters of the longest string; 0 if there are none."""
@@ -182,6 +193,19 @@ def _measure_all(queries: Strings, candidates: Strings) -> NDArray[np.int32]:
         for c in range(found.shape[1]):
             text = candidates.codes[candidates.offsets[c] : candidates.offsets[c + 1]]
             found[q, c] = distance_to_pattern(table, len(query), text, len(query) + len(text))
+        clear_pattern(table, query)
+    return found
+
+
+@compiled
+def _measure_pairs(queries: Strings, texts: Strings) -> Places:
+    found = np.empty(len(queries.offsets) - 1, np.int64)
+    table = new_pattern_table(longest(queries), queries.alphabet_size)
+    for i in range(len(found)):
+        query = queries.codes[queries.offsets[i] : queries.offsets[i + 1]]
+        text = texts.codes[texts.offsets[i] : texts.offsets[i + 1]]
+        set_pattern(table, query)
+        found[i] = distance_to_pattern(table, len(query), text, len(query) + len(text))
         clear_pattern(table, query)
     return found
 

@@ -1,17 +1,19 @@
 """Where the tokens of a source go in the target's vocabulary.
 
-A mapping is chosen by its `kind` and called once per (source, target). Byte surfaces are compared, never strings;
+A mapping is chosen by its `kind` and called once per (source, target); one that `needs_counts` is given what a corpus
+shows of the two vocabularies (`tally_pairs`), which has to be counted first. Byte surfaces are compared, never strings;
 special tokens go by their role: the end token to the end token, everything else that has no bytes nowhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from fusion_core.min_edit import MinEdit
+from fusion_core.min_edit import CoOccurrence, MinEdit
+from fusion_core.pair_counts import PairCounts
 from fusion_core.spec import Spec
 from fusion_core.types import VocabMap
 from fusion_core.vocabulary import NOWHERE, Vocabulary, map_roles
@@ -23,15 +25,17 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 class BytePiece(Spec):
     """Each source token goes to the first token that the target makes of its bytes."""
 
+    needs_counts: ClassVar[bool] = False
+
     kind: Literal["byte_piece"] = Field(default="byte_piece", title="First piece of the target's own tokenization")
 
-    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode) -> VocabMap:
+    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode, counts: object = None) -> VocabMap:
         """The map of every source id.
 
         The target's own tokenization counts, not a byte-equal token that it would never produce. Where that first token
         doesn't begin the source's bytes (part of a character, text that the target normalises or doesn't know), the
         longest target token that does is taken instead; if there is none either, the target's first token if it has
-        bytes at all, else nowhere (-1).
+        bytes at all, else nowhere (-1). `counts` are not used.
         """
         with_bytes = [token for token, surface in enumerate(source.surfaces) if surface]
         ids = map_roles(source, target)
@@ -44,9 +48,11 @@ class BytePiece(Spec):
 class Canonical(Spec):
     """Each candidate counts for the token that the target would put in its place, in the text before it."""
 
+    needs_counts: ClassVar[bool] = False
+
     kind: Literal["canonical"] = Field(default="canonical", title="The target's own tokenization, in context")
 
-    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode) -> VocabMap:
+    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode, counts: object = None) -> VocabMap:
         """`BytePiece`'s map, marked `in_context`: aligning looks at each row's text and takes it as a last resort."""
         return replace(BytePiece()(source, target, encode), in_context=True)
 
@@ -54,12 +60,16 @@ class Canonical(Spec):
 class ExactMatch(Spec):
     """Each source token goes to the target token of the same bytes; the others go nowhere."""
 
+    needs_counts: ClassVar[bool] = False
+
     kind: Literal["exact"] = Field(default="exact", title="Tokens of equal bytes only")
 
-    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode | None = None) -> VocabMap:
+    def __call__(
+        self, source: Vocabulary, target: Vocabulary, encode: object = None, counts: object = None
+    ) -> VocabMap:
         """The map of every source id, -1 where no target token has its bytes; of equal ones see `id_of_surface`.
 
-        `encode` is accepted for the sake of other mappings and not used.
+        `encode` and `counts` are accepted for the sake of other mappings and not used.
         """
         ids = map_roles(source, target)
         for token, surface in enumerate(source.surfaces):
@@ -68,7 +78,40 @@ class ExactMatch(Spec):
         return VocabMap(torch.tensor(ids, dtype=torch.int64), target.size)
 
 
-VocabMapping = Annotated[BytePiece | Canonical | ExactMatch | MinEdit, Field(discriminator="kind")]
+class Statistics(Spec):
+    """Each source token goes to the target token that was seen most often in its place.
+
+    The idea is FuseChat's (Wan et al. 2024, arXiv 2402.16107): a corpus that both have read tells what the target makes
+    of a token. There time warping matches the tokens, and edit distances weigh the matches; here a place is a common
+    byte boundary (`tally_pairs`) and only frequency counts. Where `BytePiece` cuts a token's bytes by themselves, this
+    sees them in text, so a token that mostly goes on ("th" before "e") goes to what the target makes of the whole.
+    """
+
+    needs_counts: ClassVar[bool] = True
+
+    kind: Literal["statistics"] = Field(default="statistics", title="Most often seen in its place")
+    min_count: int = Field(
+        default=2,
+        ge=1,
+        title="Seen at least",
+        description="A token seen less often in the corpus goes to the first piece of the target's own tokenization.",
+    )
+
+    def __call__(self, source: Vocabulary, target: Vocabulary, encode: Encode, counts: PairCounts) -> VocabMap:
+        """The map of every source id; of target tokens seen equally often the lowest id, unseen ones as `BytePiece`.
+
+        Raises:
+            ValueError: a counted id is none of its vocabulary's.
+        """
+        seen = counts.with_bytes(source, target)
+        best = seen.select(seen.source_totals() >= self.min_count).most_frequent()
+        ids = BytePiece()(source, target, encode).ids
+        return VocabMap(ids.index_copy(0, best.source_ids, best.target_ids), target.size)
+
+
+VocabMapping = Annotated[
+    BytePiece | Canonical | CoOccurrence | ExactMatch | MinEdit | Statistics, Field(discriminator="kind")
+]
 
 
 def first_pieces(surfaces: Sequence[bytes], target: Vocabulary, encode: Encode) -> list[int]:

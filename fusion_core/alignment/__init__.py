@@ -13,6 +13,7 @@ from fusion_core.alignment.byte_boundary import ByteBoundary
 from fusion_core.alignment.facts import AlignmentFacts, summarize
 from fusion_core.alignment.pair import Pair
 from fusion_core.alignment.rows import common_rows
+from fusion_core.alignment.tally import tally_pairs
 from fusion_core.alignment.warping import ExactDTW, MinEditDTW
 
 AlignmentStrategy = Annotated[ByteBoundary | ExactDTW | MinEditDTW, Field(discriminator="kind")]
@@ -26,4 +27,5 @@ __all__ = [
     "Pair",
     "common_rows",
     "summarize",
+    "tally_pairs",
 ]
