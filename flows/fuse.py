@@ -4,7 +4,9 @@
                        +--> extract(source, shard) --> align(source, shard) -+--> fuse(shard) --> train --> evaluate
     models: download --^   map_vocab(source) ---------^                                                  --> report
 
-The body is that picture. Calling it within `tasks.step.planning()` computes nothing and lists what a run needs.
+The body is that picture. A vocabulary mapping that needs counts puts `count_pairs(source, shard)` between extracting and
+mapping; aligning a source then begins when all its shards are counted. Calling the flow within
+`tasks.step.planning()` computes nothing and lists what a run needs.
 """
 
 import uuid
@@ -22,6 +24,7 @@ from flows.recipe import Baseline, NamedModel, Recipe, ScratchModel
 from fusion_core.spec import Spec
 from tasks.align import align
 from tasks.artifacts import FusedRef, ModelRef, Ref, ReportRef, Runtime, ShardRef
+from tasks.count import count_pairs
 from tasks.download import download
 from tasks.evaluate import evaluate
 from tasks.extract import extract
@@ -138,14 +141,34 @@ def _extract_and_align(
     shards: list[ShardRef],
     runtime: Runtime,
 ) -> list[Future]:
-    vocab_map = map_vocab.submit(model, target, recipe.vocab_mapping, runtime=runtime, label=f"map vocabulary {name}")
-    scored = _extract(recipe, name, model, shards, runtime)
+    mapping, label = recipe.vocab_mapping, f"map vocabulary {name}"
+    if mapping.needs_counts:
+        scored = _extract(recipe, name, model, shards, runtime)
+        counts = _count(recipe, name, scored, own, shards, runtime)
+        vocab_map = map_vocab.submit(model, target, mapping, counts, runtime=runtime, label=label)
+    else:
+        vocab_map = map_vocab.submit(model, target, mapping, runtime=runtime, label=label)
+        scored = _extract(recipe, name, model, shards, runtime)
     return [
         align.submit(
             read, mine, vocab_map, recipe.alignment, runtime=runtime, label=_of(shards, shard, f"align {name}")
         )
         for read, mine, shard in zip(scored, own, shards, strict=True)
     ]
+
+
+def _count(
+    recipe: Recipe, name: str, scored: list[Future], own: list[Future], shards: list[ShardRef], runtime: Runtime
+) -> list[Future]:
+    """A source's counts; where shards may fail, of those that didn't."""
+    counts = [
+        count_pairs.submit(read, mine, runtime=runtime, label=_of(shards, shard, f"count {name}"))
+        for read, mine, shard in zip(scored, own, shards, strict=True)
+    ]
+    if recipe.min_shards == 1:
+        return counts
+    settled = settle(counts, "shards", minimum=recipe.min_shards)
+    return [count for count, made in zip(counts, settled, strict=True) if made is not None]
 
 
 def _train_alone(recipe: Recipe, target: Future, shards: list[ShardRef], runtime: Runtime) -> dict[str, Future]:

@@ -91,7 +91,7 @@ class Statistics(Spec):
 
     kind: Literal["statistics"] = Field(default="statistics", title="Most often seen in its place")
     min_count: int = Field(
-        default=2,
+        default=1,
         ge=1,
         title="Seen at least",
         description="A token seen less often in the corpus goes to the first piece of the target's own tokenization.",

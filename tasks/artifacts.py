@@ -87,6 +87,12 @@ class ScoredRef(Ref):
     kind: Literal["scored"] = "scored"
 
 
+class CountsRef(Ref):
+    """How often the target's tokens stood in the place of one source's, over one shard."""
+
+    kind: Literal["counts"] = "counts"
+
+
 class VocabMapRef(Ref):
     """The map from one source's vocabulary to the target's."""
 
@@ -124,6 +130,7 @@ AnyRef = Annotated[
     | CorpusRef
     | ShardRef
     | ScoredRef
+    | CountsRef
     | VocabMapRef
     | AlignedRef
     | FusedRef
@@ -189,7 +196,7 @@ class Manifest(BaseModel):
     fingerprint: str
     label: str = ""
     ref: AnyRef
-    arguments: dict[str, Any]  # the canonical JSON of specs and inputs, as it was hashed
+    arguments: dict[str, Any]  # the canonical JSON of specs and inputs, defaults included
     pins: dict[str, Any] = {}  # what the world was found to be: a commit, a digest of local files
     inputs: list[AnyRef] = []
     files: dict[str, FileFact] = {}

@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fusion_core.alignment import Pair
+from fusion_core.pair_counts import PairCounts
 from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens, VocabMap
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import SCHEMA_VERSION, StoreError
 from tasks.models import load_encode
 
 SCORED, ALIGNED, FUSED, VOCAB_MAP = "scored.safetensors", "aligned.safetensors", "fused.safetensors", "map.safetensors"
+COUNTS = "counts.safetensors"
 SOURCE_VOCABULARY, TARGET_VOCABULARY = "source_vocabulary.json", "target_vocabulary.json"
 TARGET_TOKENIZER = "target_tokenizer.json"
 
@@ -62,6 +64,18 @@ def read_fused(folder: Path) -> Fused:
     """The teacher of a shard, as written by `write_fused`."""
     tensors, header = _load(folder / FUSED)
     return Fused(_unpack_dist(tensors, header["vocab_size"]), tensors["winner"].long())
+
+
+def write_counts(folder: Path, counts: PairCounts) -> None:
+    """Writes `counts.safetensors`; of one shard, whose counts fit 31 bits."""
+    columns = {"source_ids": _narrow(counts.source_ids), "target_ids": _narrow(counts.target_ids)}
+    _save(folder / COUNTS, columns | {"counts": counts.counts.to(torch.int32)})
+
+
+def read_counts(folder: Path) -> PairCounts:
+    """How often pairs of tokens were seen, as written by `write_counts`."""
+    tensors, _ = _load(folder / COUNTS)
+    return PairCounts(tensors["source_ids"].long(), tensors["target_ids"].long(), tensors["counts"].long())
 
 
 def write_pair(folder: Path, pair: Pair, target_tokenizer: str) -> None:
@@ -129,6 +143,10 @@ def _id_type(vocab_size: int) -> torch.dtype:
     if vocab_size <= 2**8:
         return torch.uint8
     return torch.uint16 if vocab_size <= 2**16 else torch.int32
+
+
+def _narrow(ids: Tensor) -> Tensor:
+    return ids.to(_id_type(1 + int(ids.max()) if len(ids) else 0))
 
 
 def _save(path: Path, tensors: dict[str, Tensor], **header: int) -> None:

@@ -9,8 +9,10 @@
 - inside `with planning() as plan:` `submit` computes nothing: it returns refs and notes what is cached.
 
 The fingerprint hashes the step's name and version, its semantic arguments (everything but the runtime) and
-what `pin` found the world to be. Prefect's own result cache is not used: the manifest alone decides what is
-a hit, so a deleted artifact is a miss and an unreachable store is an error, never a silent recomputation.
+what `pin` found the world to be. An argument at its default isn't hashed, so a step may gain one and still find what
+it made before; changing a default changes the meaning. Prefect's own result cache is not used: the manifest alone
+decides what is a hit, so a deleted artifact is a miss and an unreachable store is an error, never a silent
+recomputation.
 """
 
 import contextlib
@@ -152,7 +154,16 @@ class Step(Generic[R]):
 
     def _identify(self, arguments: dict[str, Any], runtime: Runtime) -> tuple[str, dict[str, object]]:
         pins = self.pin(**arguments, runtime=runtime) if self.pin else {}
-        return fingerprint_of(self.name, self.version, arguments, pins), pins
+        return fingerprint_of(self.name, self.version, self._hashed(arguments), pins), pins
+
+    def _hashed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that aren't at their default, by their stable form: lists and tuples are the same."""
+        defaults = {n: p.default for n, p in self.signature.parameters.items() if p.default is not p.empty}
+        return {
+            name: value
+            for name, value in arguments.items()
+            if name not in defaults or canonical_json(value) != canonical_json(defaults[name])
+        }
 
     def _as_prefect_task(self) -> Callable[..., Any]:
         def run(*args: Any, runtime: Runtime, label: str, **kwargs: Any) -> Any:
