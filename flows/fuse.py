@@ -4,8 +4,8 @@
                        +--> extract(source, shard) --> align(source, shard) -+--> fuse(shard) --> train --> evaluate
     models: download --^   map_vocab(source) ---------^                                                  --> report
 
-The body is that picture. A vocabulary mapping that needs counts puts `count_pairs(source, shard)` between extracting and
-mapping; aligning a source then begins when all its shards are counted. Calling the flow within
+The body is that picture. A vocabulary mapping that needs counts puts `count_pairs(source, shard)` between extracting
+and mapping; aligning a source then begins when all its shards are counted. Calling the flow within
 `tasks.step.planning()` computes nothing and lists what a run needs.
 """
 

@@ -12,6 +12,7 @@ from fusion_core.edit_distance import (
     edit_distances,
     encode_strings,
     new_pattern_table,
+    paired_distances,
     set_pattern,
 )
 from fusion_core.nearest_string import find_nearest
@@ -49,6 +50,18 @@ def test_distance_follows_the_definition_for_any_text(a, b):
 @given(FEW_LETTERS, FEW_LETTERS)
 def test_distance_follows_the_definition_where_much_repeats(a, b):
     assert distance(a, b) == define_distance(a, b)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(FEW_LETTERS, FEW_LETTERS), max_size=8))
+def test_distances_of_pairs_follow_the_definition(pairs):
+    queries, texts = [a for a, _ in pairs], [b for _, b in pairs]
+    assert paired_distances(queries, texts).tolist() == [define_distance(a, b) for a, b in pairs]
+
+
+def test_pairs_have_two_sides():
+    with pytest.raises(ValueError, match="found 1 for 2"):
+        paired_distances(["a", "b"], ["c"])
 
 
 @settings(max_examples=40, deadline=None)

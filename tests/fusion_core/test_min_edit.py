@@ -1,12 +1,14 @@
 """Source tokens go to the target token that is spelled most like them, special tokens by their role."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.edit_distance import edit_distances
-from fusion_core.min_edit import MinEdit
+from fusion_core.min_edit import CoOccurrence, MinEdit
+from fusion_core.pair_counts import PairCounts, sum_counts
 from fusion_core.vocab_mapping import VocabMapping
 from fusion_core.vocabulary import Vocabulary
 
@@ -24,6 +26,11 @@ def define_map(source, target):
     if not target:
         return [-1] * len(asked)
     return [row.index(min(row)) for row in edit_distances(asked, target).tolist()]
+
+
+def count_pairs(pairs):
+    columns = torch.tensor([[*pair, count] for pair, count in pairs.items()], dtype=torch.int64).reshape(-1, 3)
+    return PairCounts.of(*columns.unbind(1))
 
 
 @settings(deadline=None)
@@ -115,3 +122,33 @@ def test_the_word_marker_is_what_the_pieces_hold_for_a_space(tiny, kind, marker)
 def test_one_piece_per_id_is_demanded():
     with pytest.raises(ValueError, match="found 1 pieces for 2 surfaces"):
         Vocabulary((b"a", b"b"), {}, False, False, ("a",))
+
+
+@settings(max_examples=50, deadline=None)
+@given(PIECES.filter(len), PIECES.filter(len), st.data())
+def test_of_the_nearest_the_most_seen_is_taken(source, target, data):
+    place = st.tuples(st.integers(0, len(source) - 1), st.integers(0, len(target) - 1))
+    pairs = data.draw(st.dictionaries(place, st.integers(1, 3), max_size=20))
+    ours, theirs = vocabulary(*source, marker="Ġ"), vocabulary(*target, marker="▁")
+    found = CoOccurrence()(ours, theirs, None, count_pairs(pairs)).ids.tolist()
+    asked = [piece.replace("Ġ", "▁") for piece in source]
+    for token, distances in enumerate(edit_distances(asked, target).tolist()):
+        nearest = [t for t, d in enumerate(distances) if d == min(distances)]
+        assert found[token] == min(nearest, key=lambda t: (-pairs.get((token, t), 0), t))
+
+
+def test_a_far_token_is_not_taken_however_often_it_was_seen():
+    source, target = vocabulary("ab"), vocabulary("zzz", "ax", "ay")
+    assert CoOccurrence()(source, target, None, count_pairs({(0, 0): 9, (0, 2): 1})).ids.tolist() == [2]
+    assert CoOccurrence(max_distance=0)(source, target, None, count_pairs({(0, 2): 1})).ids.tolist() == [-1]
+
+
+def test_special_tokens_keep_their_role_whatever_was_counted():
+    source, target = vocabulary("</s>", "a", special=["</s>"], eos=0), vocabulary("b", "<e>", special=["<e>"], eos=1)
+    assert CoOccurrence()(source, target, None, count_pairs({(0, 0): 9, (1, 1): 9})).ids.tolist() == [1, 0]
+
+
+def test_without_counts_the_refinement_is_what_it_refines(tiny):
+    ours, theirs = tiny["exact_byte_level"].vocabulary, tiny["exact_metaspace"].vocabulary
+    refined = CoOccurrence()(ours, theirs, None, sum_counts([]))
+    assert torch.equal(refined.ids, MinEdit()(ours, theirs).ids)

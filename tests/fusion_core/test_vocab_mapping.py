@@ -1,13 +1,17 @@
 """Every source id goes where the target's own tokenization begins, or nowhere."""
 
 import json
+from collections import Counter, defaultdict
+from typing import get_args
 
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from tokenizers import Tokenizer
 
-from fusion_core.vocab_mapping import BytePiece, ExactMatch, VocabMapping
+from fusion_core.alignment import tally_pairs
+from fusion_core.pair_counts import PairCounts, sum_counts
+from fusion_core.vocab_mapping import BytePiece, ExactMatch, Statistics, VocabMapping
 from fusion_core.vocabulary import Vocabulary, read_vocabulary, without_prefix_space
 
 PAIRS = [
@@ -17,6 +21,13 @@ PAIRS = [
     ("exact_metaspace_bare", "exact_byte_level"),
     ("unigram", "exact_metaspace"),
 ]
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "def add(a, b):\n    return a + b",
+    "être ou ne pas être, señor",
+]
+MAPPINGS = [mapping() for mapping in get_args(get_args(VocabMapping)[0])]
+NO_COUNTS = sum_counts([])
 
 
 def vocabulary(*surfaces, **roles):
@@ -26,6 +37,11 @@ def vocabulary(*surfaces, **roles):
 def characters(target):
     """An `encode` that cuts text into single characters that the target has, others being its id 0."""
     return lambda texts: [[target.id_of_surface.get(c.encode(), 0) for c in text] for text in texts]
+
+
+def count_pairs(pairs):
+    columns = torch.tensor([[*pair, count] for pair, count in pairs.items()], dtype=torch.int64).reshape(-1, 3)
+    return PairCounts.of(*columns.unbind(1))
 
 
 def map_pair(tiny, source, target, mapping=BytePiece()):
@@ -130,7 +146,9 @@ def test_an_encode_that_loses_texts_is_refused():
         BytePiece()(vocabulary(b"a"), vocabulary(b"a"), lambda texts: [])
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("byte_piece", BytePiece()), ("exact", ExactMatch())])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("byte_piece", BytePiece()), ("exact", ExactMatch()), ("statistics", Statistics())]
+)
 def test_kind_chooses_the_mapping(kind, expected):
     adapter = TypeAdapter(VocabMapping)
     assert adapter.validate_python({"kind": kind}) == expected
@@ -139,11 +157,83 @@ def test_kind_chooses_the_mapping(kind, expected):
         adapter.validate_python({"kind": "nearest"})
 
 
-@pytest.mark.parametrize("mapping", [BytePiece(), ExactMatch()])
-def test_mapping_twice_gives_the_same(tiny, mapping):
-    first = map_pair(tiny, "exact_metaspace", "exact_byte_level", mapping)
-    again = map_pair(tiny, "exact_metaspace", "exact_byte_level", mapping)
+@pytest.mark.parametrize("mapping", MAPPINGS, ids=lambda m: m.kind)
+def test_every_mapping_covers_the_source_is_its_own_copy_and_keeps_roles(tiny, mapping):
+    source, target = tiny["exact_metaspace"], tiny["exact_byte_level"]
+    counts = tally_pairs(source.read(TEXTS)[0], target.read(TEXTS)[0])
+    first, again = (mapping(source.vocabulary, target.vocabulary, target.encode_middle, counts) for _ in range(2))
     assert torch.equal(first.ids, again.ids)
+    assert first.ids.dtype == torch.int64
+    assert (len(first.ids), first.target_size) == (source.vocabulary.size, target.vocabulary.size)
+    assert -1 <= int(first.ids.min()) <= int(first.ids.max()) < target.vocabulary.size
+    assert first.ids[:3].tolist() == [-1, -1, 2]
+    with_bytes = [surface for surface, token in zip(source.vocabulary.surfaces, first.ids, strict=True) if token >= 0]
+    assert sum(map(bool, with_bytes)) > 100
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS, ids=lambda m: m.kind)
+def test_every_mapping_says_whether_it_needs_counts_outside_its_fields(mapping):
+    assert isinstance(type(mapping).needs_counts, bool)
+    assert "needs_counts" not in mapping.model_dump()
+
+
+@pytest.mark.parametrize("mapping", [m for m in MAPPINGS if not m.needs_counts], ids=lambda m: m.kind)
+def test_a_mapping_that_needs_no_counts_looks_at_none(tiny, mapping):
+    source, target = tiny["exact_metaspace"], tiny["exact_byte_level"]
+    pair = (source.vocabulary, target.vocabulary, target.encode_middle)
+    assert torch.equal(mapping(*pair, count_pairs({(300, 301): 9})).ids, mapping(*pair).ids)
+
+
+@pytest.mark.parametrize("min_count", [1, 2, 4])
+def test_statistics_follow_the_definition_by_loops(tiny, min_count):
+    source, target = tiny["exact_byte_level"], tiny["exact_metaspace"]
+    counts = tally_pairs(source.read(TEXTS)[0], target.read(TEXTS)[0])
+    expected = map_pair(tiny, "exact_byte_level", "exact_metaspace").ids.tolist()
+    seen = defaultdict(Counter)
+    for ours, theirs, count in zip(*(vars(counts)[n].tolist() for n in vars(counts)), strict=True):
+        seen[ours][theirs] += count
+    for ours, places in seen.items():
+        if sum(places.values()) >= min_count:
+            expected[ours] = min(places, key=lambda token: (-places[token], token))
+    mapping = Statistics(min_count=min_count)
+    found = mapping(source.vocabulary, target.vocabulary, target.encode_middle, counts)
+    assert found.ids.tolist() == expected
+
+
+def test_a_token_that_mostly_goes_on_goes_to_what_the_target_makes_of_the_whole(tiny):
+    source, target = tiny["exact_byte_level"], tiny["exact_metaspace"]
+    counts = tally_pairs(source.read(TEXTS)[0], target.read(TEXTS)[0])
+    pair = (source.vocabulary, target.vocabulary, target.encode_middle)
+    alone, in_text = BytePiece()(*pair).ids, Statistics()(*pair, counts).ids
+    moved = (alone != in_text).nonzero().squeeze(1).tolist()
+    longer = [len(target.vocabulary.surfaces[in_text[t]]) > len(target.vocabulary.surfaces[alone[t]]) for t in moved]
+    assert moved
+    assert sum(longer) > len(moved) / 2
+
+
+def test_statistics_take_the_most_seen_of_equals_the_lowest_and_fall_back_below_the_minimum():
+    source, target = vocabulary(b"a", b"b", b"c", b"", eos=3), vocabulary(b"a", b"b", b"c", b"", b"bc", eos=3)
+    counts = count_pairs({(0, 4): 1, (0, 2): 1, (1, 4): 3, (1, 1): 1, (2, 0): 1, (3, 0): 7, (2, 3): 7})
+    found = Statistics(min_count=2)(source, target, characters(target), counts)
+    assert found.ids.tolist() == [2, 4, 2, 3]
+
+
+def test_without_counts_statistics_are_byte_pieces(tiny):
+    found = Statistics()(
+        tiny["unigram"].vocabulary, tiny["exact_metaspace"].vocabulary, tiny["exact_metaspace"].encode_middle, NO_COUNTS
+    )
+    assert torch.equal(found.ids, map_pair(tiny, "unigram", "exact_metaspace").ids)
+
+
+def test_counts_of_another_vocabulary_are_refused():
+    source = vocabulary(b"a")
+    with pytest.raises(ValueError, match=r"ids of the source must be in 0\.\.0.*found 1 to 1"):
+        Statistics()(source, source, characters(source), count_pairs({(1, 0): 1}))
+
+
+def test_a_least_count_of_zero_is_refused():
+    with pytest.raises(ValidationError, match="min_count"):
+        Statistics(min_count=0)
 
 
 def test_real_byte_equal_tokens_stay_equal_under_the_targets_tokenization(shared):
