@@ -104,12 +104,25 @@ def test_json_lines_are_all_that_stdout_gets(cli: Cli, copy: Bench) -> None:
         ("fusion.kind=avg_ce", {"fuse", "train", "evaluate", "report"}),
         ("training.lm_weight=0.8", {"train", "evaluate", "report"}),
         ("name=other", {"report"}),
+        ("vocab_mapping.kind=canonical", {"map_vocab", "align", "fuse", "train", "evaluate", "report"}),
+        (
+            "vocab_mapping.kind=statistics",
+            {"count_pairs", "map_vocab", "align", "fuse", "train", "evaluate", "report"},
+        ),
     ],
 )
 def test_after_a_change_only_what_follows_is_to_compute(cli: Cli, done: Bench, override: str, steps: set[str]) -> None:
     plan = plan_of(cli, done, "--set", override)
     assert {step for step, (_, to_compute) in plan.items() if to_compute} == steps
     assert plan["train"] == ((1, 1) if "train" in steps else (2, 0))  # the baseline learns from no teacher
+
+
+def test_a_mapping_that_needs_counts_gets_one_per_shard_and_is_cached_like_any(cli: Cli, copy: Bench) -> None:
+    words = ("--set", "vocab_mapping.kind=co_occurrence", "--set", "min_shards=0.5")
+    counted = {label for label in missing(cli, copy, *words) if label.startswith("count")}
+    assert counted == {"count teacher 001/002", "count teacher 002/002"}
+    assert cli("run", copy.recipe, "--root", copy.root, *words).code == 0
+    assert missing(cli, copy, *words) == set()
 
 
 def test_a_deleted_shard_alone_is_computed_again_with_the_same_bytes(cli: Cli, copy: Bench) -> None:

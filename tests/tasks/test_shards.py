@@ -8,16 +8,20 @@ import torch
 from safetensors.torch import save_file
 
 from fusion_core.alignment import Pair
+from fusion_core.pair_counts import PairCounts, sum_counts
 from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens, VocabMap
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import StoreError
 from tasks.shards import (
+    COUNTS,
     SCORED,
     read_aligned,
+    read_counts,
     read_fused,
     read_pair,
     read_scored,
     write_aligned,
+    write_counts,
     write_fused,
     write_pair,
     write_scored,
@@ -94,6 +98,23 @@ def test_ids_take_the_narrowest_integer_that_holds_the_vocabulary(tmp_path: Path
         write_scored(tmp_path, _scored(vocab_size))
         with safe_open(tmp_path / SCORED, framework="pt") as file:
             assert file.get_tensor("ids").dtype == dtype
+
+
+@pytest.mark.parametrize(("highest", "dtype"), [(255, torch.uint8), (65535, torch.uint16), (151935, torch.int32)])
+def test_counts_survive_the_round_trip_with_narrow_ids(tmp_path: Path, highest: int, dtype: torch.dtype) -> None:
+    from safetensors import safe_open
+
+    counts = PairCounts(torch.tensor([0, highest]), torch.tensor([highest, 3]), torch.tensor([2**31 - 1, 1]))
+    write_counts(tmp_path, counts)
+    back = read_counts(tmp_path)
+    assert all(torch.equal(getattr(back, name), column) for name, column in vars(counts).items())
+    with safe_open(tmp_path / COUNTS, framework="pt") as file:
+        assert {file.get_tensor(name).dtype for name in ("source_ids", "target_ids")} == {dtype}
+
+
+def test_no_counts_survive_the_round_trip(tmp_path: Path) -> None:
+    write_counts(tmp_path, sum_counts([]))
+    assert read_counts(tmp_path).counts.tolist() == []
 
 
 def test_the_same_values_give_the_same_bytes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,23 @@ def test_only_what_is_meant_enters_the_fingerprint(tmp_path: Path) -> None:
     assert write_text.fingerprint("abd", runtime=here) != mark
     assert write_text.fingerprint("abc", Length(times=2), runtime=here) != mark
     assert step(version=2)(write_text.body).fingerprint("abc", runtime=here) != mark
+
+
+def test_a_step_may_gain_an_argument_and_still_find_what_it_made(runtime: Runtime) -> None:
+    def write_more(
+        text: str, spec: Length = Length(), joined: Sequence[TextsRef] = (), *, runtime: Runtime, out: Output
+    ) -> TextsRef:
+        CALLS.append("more")
+        return out.ref(TextsRef)
+
+    made = write_text.fn("abc", runtime=runtime)
+    write_more.__name__ = "write_text"
+    grown = step(version=1)(write_more)
+    CALLS.clear()
+    assert grown.fn("abc", Length(times=1), [], runtime=runtime) == made
+    assert CALLS == []
+    assert grown.fn("abc", joined=[made], runtime=runtime) != made
+    assert CALLS == ["more"]
 
 
 def test_both_kinds_of_store_get_the_same_refs_and_bytes(s3_root: str, tmp_path: Path) -> None:
