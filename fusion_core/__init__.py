@@ -7,7 +7,8 @@ Where the method lives (section numbers: Wan et al., "Knowledge Fusion of Large 
 | values: rows, boundaries, missing mass | `types` | `TokenDist`, `Tokens`, `Scored`, `Aligned`, `Fused`, `VocabMap` |
 | 3.1 what is kept of a source's distribution | `distributions` | `TopK`, `TopP`, `Sampled`, `reduce_logits` |
 | byte surface of every token | `vocabulary` | `Vocabulary`, `read_vocabulary`, `token_boundaries` |
-| 3.2 token alignment, over vocabularies | `vocab_mapping` | `BytePiece`, `ExactMatch`, `MinEdit` |
+| 3.2 token alignment, over vocabularies | `vocab_mapping` | `BytePiece`, `Canonical`, `ExactMatch`, `MinEdit` |
+| 3.2 the same, from what a corpus shows | `pair_counts`, `min_edit` | `tally_pairs`, `Statistics`, `CoOccurrence` |
 | 3.2 token alignment, over positions | `alignment` | `ByteBoundary`, `MinEditDTW`, `ExactDTW` |
 | 3.2 their kernels: edit distance, time warping | `edit_distance`, `nearest_string`, `dtw` | `find_nearest`, `warp` |
 | 3.3 fusion of many teachers into one | `fusion`, `costs` | `MinCE`, `AvgCE`, `StaticWeights` |

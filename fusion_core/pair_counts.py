@@ -37,16 +37,16 @@ class PairCounts:
         return PairCounts(self.source_ids[keep], self.target_ids[keep], self.counts[keep])
 
     def with_bytes(self, source: Vocabulary, target: Vocabulary) -> "PairCounts":
-        """The pairs whose two tokens have bytes: others have no place in a text that another could take.
+        """The pairs whose two tokens have bytes, on the CPU, where vocabularies are; others stand for no text.
 
         Raises:
             ValueError: an id is none of its vocabulary's.
         """
         _check_range(self.source_ids, source, "source")
         _check_range(self.target_ids, target, "target")
-        device = self.counts.device
-        source_has = source.surface_lengths.to(device)[self.source_ids] > 0
-        return self.select(source_has & (target.surface_lengths.to(device)[self.target_ids] > 0))
+        here = PairCounts(self.source_ids.cpu(), self.target_ids.cpu(), self.counts.cpu())
+        source_has = source.surface_lengths[here.source_ids] > 0
+        return here.select(source_has & (target.surface_lengths[here.target_ids] > 0))
 
     def source_totals(self) -> Int[Tensor, "pairs"]:
         """For each pair, how often its source token was seen in any."""

@@ -82,9 +82,10 @@ class Statistics(Spec):
     """Each source token goes to the target token that was seen most often in its place.
 
     The idea is FuseChat's (Wan et al. 2024, arXiv 2402.16107): a corpus that both have read tells what the target makes
-    of a token. There time warping matches the tokens, and edit distances weigh the matches; here a place is a common
-    byte boundary (`tally_pairs`) and only frequency counts. Where `BytePiece` cuts a token's bytes by themselves, this
-    sees them in text, so a token that mostly goes on ("th" before "e") goes to what the target makes of the whole.
+    of a token. There tokens are matched by time warping, and of those matched with a token its code takes the one of
+    least edit distance, scaled by the count; here a place is a common byte boundary (`tally_pairs`) and only frequency
+    counts. Where `BytePiece` cuts a token's bytes by themselves, this sees them in text, so a token that mostly goes on
+    ("th" before "e") goes to what the target makes of the whole.
     """
 
     needs_counts: ClassVar[bool] = True
