@@ -51,7 +51,7 @@ def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: Fu
     if is_planning():
         return _fuse(recipe, runtime)
     open_store(runtime).probe()
-    keep = _keeper(recipe, runtime)
+    keep = keeper(recipe.name, recipe, runtime)
     with planning() as planned:
         _fuse(recipe, runtime)
     keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
@@ -63,27 +63,28 @@ def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: Fu
     return result
 
 
-def _keeper(recipe: Recipe, runtime: Runtime) -> Callable[[Sequence[Ref]], None]:
-    """Notes this run in the store, and what is kept for it; again replaces."""
+def keeper(name: str, recipe: Recipe, runtime: Runtime) -> Callable[[Sequence[Ref]], None]:
+    """A function that notes this run in the store, and what is kept for it; again replaces."""
     run_id = flow_run.get_id() or uuid.uuid4().hex
     started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def keep(refs: Sequence[Ref]) -> None:
-        record = RunRecord(name=recipe.name, started_at=started, recipe=recipe.model_dump(mode="json"), refs=list(refs))
+        asked = recipe.model_dump(mode="json")
+        record = RunRecord(name=name, started_at=started, recipe=asked, refs=list(refs))
         record_run(open_store(runtime), record, run_id=run_id)
 
     return keep
 
 
 def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
-    target = _model(recipe.target, runtime)
-    sources = [_model(source, runtime) for source in recipe.sources]
+    target = obtain_model(recipe.target, runtime)
+    sources = [obtain_model(source, runtime) for source in recipe.sources]
     shards = build_shards(recipe.corpus, "corpus", runtime)
 
     # Where every shard must succeed, training without a teacher can begin before there is one.
     alone = _train_alone(recipe, target, shards, runtime) if recipe.min_shards == 1 else None
 
-    own = _extract(recipe, recipe.target.name, target, shards, runtime)
+    own = extract_shards(recipe, recipe.target.name, target, shards, runtime)
     aligned = [
         _extract_and_align(recipe, source.name, model, target, own, shards, runtime)
         for source, model in zip(recipe.sources, sources, strict=True)
@@ -115,7 +116,8 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
     return FusionResult(model=trained.result(), report=made.result())
 
 
-def _model(named: NamedModel, runtime: Runtime) -> Future:
+def obtain_model(named: NamedModel, runtime: Runtime) -> Future:
+    """The model's folder in the store: downloaded, or trained from nothing."""
     spec = named.model
     if not isinstance(spec, ScratchModel):
         return download.submit(spec, runtime=runtime, label=f"download {named.name}")
@@ -125,7 +127,8 @@ def _model(named: NamedModel, runtime: Runtime) -> Future:
     return train.submit(untrained, shards, [], spec.training, runtime=runtime, label=f"train {named.name}")
 
 
-def _extract(recipe: Recipe, name: str, model: Future, shards: list[ShardRef], runtime: Runtime) -> list[Future]:
+def extract_shards(recipe: Recipe, name: str, model: Future, shards: list[ShardRef], runtime: Runtime) -> list[Future]:
+    """The model's distributions over each shard, in order."""
     return [
         extract.submit(model, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {name}"))
         for shard in shards
@@ -143,12 +146,12 @@ def _extract_and_align(
 ) -> list[Future]:
     mapping, label = recipe.vocab_mapping, f"map vocabulary {name}"
     if mapping.needs_counts:
-        scored = _extract(recipe, name, model, shards, runtime)
+        scored = extract_shards(recipe, name, model, shards, runtime)
         counts = _count(recipe, name, scored, own, shards, runtime)
         vocab_map = map_vocab.submit(model, target, mapping, counts, runtime=runtime, label=label)
     else:
         vocab_map = map_vocab.submit(model, target, mapping, runtime=runtime, label=label)
-        scored = _extract(recipe, name, model, shards, runtime)
+        scored = extract_shards(recipe, name, model, shards, runtime)
     return [
         align.submit(
             read, mine, vocab_map, recipe.alignment, runtime=runtime, label=_of(shards, shard, f"align {name}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import looking, running
+from flows.cli import looking, running, serving
 from flows.cli.exits import INTERRUPTED, OK, USAGE, report_error
 from flows.cli.launch import quiet_libraries
 
@@ -56,5 +56,7 @@ for _command in (
     looking.lineage,
     looking.verify,
     looking.gc,
+    serving.up,
+    serving.deploy,
 ):
     app.command()(_command)

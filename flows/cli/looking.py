@@ -63,10 +63,10 @@ def report(
 
 
 def _find_run(kept: "Mapping[str, RunRecord]", wanted: str) -> "RunRecord":
-    """The latest kept run, or the latest that the id (or its beginning) or the recipe's name means."""
+    """The latest kept run with a report, else the latest, among those that the id (or its beginning) or name means."""
     found = [record for run_id, record in kept.items() if run_id.startswith(wanted) or record.name == wanted]
     if found:
-        return found[-1]
+        return max(enumerate(found), key=lambda item: (any(isinstance(r, ReportRef) for r in item[1].refs), item[0]))[1]
     names = ", ".join(dict.fromkeys(record.name for record in kept.values()))
     raise ValueError(
         f"expected a kept run{f' {wanted!r}' * bool(wanted)}, found {names or 'none'}; llm-fuse run RECIPE makes one"

@@ -1,0 +1,34 @@
+"""`extract_source`: one model of a recipe reads the corpus, the part of a fusion that wants a machine of its own."""
+
+from prefect import flow
+
+from flows.corpora import build_shards
+from flows.fuse import extract_shards, keeper, obtain_model
+from flows.recipe import NamedModel, Recipe
+from tasks.artifacts import Runtime, ScoredRef
+from tasks.step import is_planning, planning, settle
+from tasks.store import open_store
+
+
+@flow(name="extract-source", flow_run_name="extract {source} of {recipe.name}")
+def extract_source(recipe: Recipe, source: str, runtime: Runtime = Runtime()) -> list[ScoredRef]:
+    """What one model of a recipe says about every shard; a fusion by the same recipe finds it done."""
+    models = {model.name: model for model in (recipe.target, *recipe.sources)}
+    if source not in models:
+        raise ValueError(f"source: expected one of {', '.join(models)}, found {source!r}")
+    if is_planning():
+        return _extract(recipe, models[source], runtime)
+    open_store(runtime).probe()
+    keep = keeper(f"{recipe.name}: {source}", recipe, runtime)
+    with planning() as planned:
+        _extract(recipe, models[source], runtime)
+    keep([entry.ref for entry in planned])  # garbage would be what no fusion has come to yet
+    scored = _extract(recipe, models[source], runtime)
+    keep(scored)
+    return scored
+
+
+def _extract(recipe: Recipe, named: NamedModel, runtime: Runtime) -> list[ScoredRef]:
+    shards = build_shards(recipe.corpus, "corpus", runtime)
+    scored = extract_shards(recipe, named.name, obtain_model(named, runtime), shards, runtime)
+    return [ref for ref in settle(scored, "shards", minimum=recipe.min_shards) if ref is not None]
