@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test check format lock versions clean bench-exactness
+.PHONY: demo test check format lock versions clean bench-exactness check-infra
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -15,11 +15,14 @@ demo: $(VENV)/installed          ## fuse three small models into a fourth on rea
 test: $(VENV)/installed          ## the whole test suite
 	$(BIN)/pytest
 
-check: $(VENV)/installed         ## format, lint, types, layers, step versions
+check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/test_layers.py tests/test_step_versions.py
+	$(BIN)/pytest tests/test_layers.py tests/test_step_versions.py tests/infra
+
+check-infra: $(VENV)/installed   ## deployments, images and manifests against their schemas
+	$(BIN)/pytest tests/infra
 
 format: $(VENV)/installed        ## rewrite the code in the house's format
 	$(BIN)/ruff format .
