@@ -52,7 +52,8 @@ def up(
         print(f"server   {server.url}\nstore    {place}\nworkers  {', '.join(pools) or 'none'}")
         print(f"logs     {server.home / 'logs'}\n")
         print(f"Open {server.url}/deployments and run `quickstart`. From a terminal:")
-        print(f"  PREFECT_API_URL={server.url}/api llm-fuse run quickstart --root {place}")
+        asks = "PREFECT_API_AUTH_STRING=... " if AUTH_VARIABLE in os.environ else ""
+        print(f"  PREFECT_API_URL={server.url}/api {asks}llm-fuse run quickstart --root {place}")
         print("Ctrl-C stops all of it.", flush=True)
 
     try:

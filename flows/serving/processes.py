@@ -18,8 +18,10 @@ from typing import IO
 import psutil
 
 MARK = "LLM_FUSE_UP"
-GRACE_SECONDS = 4.0
-"""How long a process may take to end by itself before it is killed."""
+GRACE_SECONDS = 6.0
+"""How long a process may take to end by itself before it is killed: a run has to tell the server that it was stopped."""
+FIRST_GRACE_SECONDS = 2.0
+"""The same for the first child, a server that nobody speaks to any more; both together stay under ten seconds."""
 
 
 class Family:
@@ -81,7 +83,7 @@ class Family:
         first = next(iter(self._children.values()), None)
         if first is not None:
             end_marked(self.mark, spare=first.pid)
-        end_marked(self.mark)
+        end_marked(self.mark, grace=FIRST_GRACE_SECONDS)
         for child in self._children.values():
             child.wait()
 
