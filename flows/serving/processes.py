@@ -19,7 +19,7 @@ import psutil
 
 MARK = "LLM_FUSE_UP"
 GRACE_SECONDS = 6.0
-"""How long a process may take to end by itself before it is killed: a run has to tell the server that it was stopped."""
+"""How long a process may take to end by itself before it is killed: a run tells the server that it was stopped."""
 FIRST_GRACE_SECONDS = 2.0
 """The same for the first child, a server that nobody speaks to any more; both together stay under ten seconds."""
 
