@@ -17,7 +17,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.cli import main
 from tasks.artifacts import Runtime
 from tasks.garbage import find_garbage
-from tasks.lineage import Library
+from tasks.lineage import Library, RunRecord, record_run
 from tasks.store import MANIFEST, open_store
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli, write_bench
@@ -75,6 +75,13 @@ def test_the_same_run_again_computes_nothing_and_shows_the_same(cli: Cli, copy: 
     assert re.search(r"^\d+ cached, 0 computed in [\d.]+ s$", again.err, re.MULTILINE)
     report = cli("report", "--root", copy.root)
     assert report.out == again.out
+
+
+def test_a_later_run_without_a_report_does_not_hide_the_last_one(cli: Cli, copy: Bench) -> None:
+    record = RunRecord(name="bench: teacher", started_at="2999-01-01T00:00:00", recipe={}, refs=[])
+    record_run(open_store(Runtime(root=str(copy.root))), record, run_id="later")
+    assert cli("report", "--root", copy.root).code == 0
+    assert "expected a run that evaluates" in cli("report", "later", "--root", copy.root).err
 
 
 def test_the_table_has_a_row_per_model_and_the_places(cli: Cli, done: Bench) -> None:

@@ -1,0 +1,38 @@
+"""`extract_source`: what one machine does alone, a fusion finds done."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.cli.launch import launch
+from flows.collect_garbage import collect_garbage
+from flows.extract import extract_source
+from flows.recipe import load_recipe
+from tasks.artifacts import Runtime
+from tasks.lineage import runs
+from tasks.store import open_store
+from tests.flows.conftest import Bench, Cli
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def test_a_fusion_finds_the_source_done_and_nothing_of_it_is_garbage(cli: Cli, bench: Bench) -> None:
+    recipe, runtime = load_recipe(str(bench.recipe)), Runtime(root=str(bench.root), device="cpu")
+    scored = launch(extract_source, recipe, "teacher", runtime=runtime)
+    plan = json.loads(cli("plan", bench.recipe, "--root", bench.root, "--json").out)
+    counts = {row["step"]: (row["cached"], row["to_compute"]) for row in plan["steps"]}
+    assert counts["extract"] == (len(scored), len(scored))  # the target has the same shards, and was not asked for
+    assert not any(entry["label"].startswith("extract teacher") for entry in plan["missing"])
+    assert collect_garbage.fn(runtime, min_age=0.0) == []
+    assert [record.name for record in runs(open_store(runtime)).values()] == ["bench: teacher"]
+
+
+def test_a_model_that_the_recipe_does_not_have_is_refused(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="expected one of student, teacher, found 'nobody'"):
+        launch(extract_source, load_recipe(str(bench.recipe)), "nobody", runtime=Runtime(root=str(bench.root)))
