@@ -6,7 +6,7 @@ import fsspec
 
 from flows.plan import Plan
 from flows.recipe import Recipe, ScratchModel
-from fusion_core.distributions import ExtractionMode, Sampled, TopK, TopP
+from fusion_core.distributions import ExtractionMode, ReferenceTopK, Sampled, TopK, TopP
 from tasks.artifacts import Runtime
 from tasks.corpus import CorpusSpec, Files, Installed
 from tasks.download import pin_model, select_files
@@ -64,6 +64,8 @@ def _row_bytes(mode: ExtractionMode) -> int:
     match mode:
         case TopK(k=kept) | TopP(k_max=kept) | Sampled(n=kept):
             return 24 + 6 * kept
+        case ReferenceTopK(k=kept):  # in float64
+            return 40 + 12 * kept
 
 
 def _text_bytes(spec: CorpusSpec) -> int:

@@ -11,7 +11,6 @@ candidates present in that row are asked.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -21,9 +20,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fusion_core.candidates import Strategy
 from fusion_core.costs import Score, SharedBytes, block_costs, running_sum, sequence_costs, token_costs
 from fusion_core.distributions import concatenate, mix, take_rows
-from fusion_core.spec import Spec
+from fusion_core.reference.extraction import mean_nll
+from fusion_core.reference.fusion import ReferenceAvgCE, ReferenceMinCE
 from fusion_core.types import NO_BOUNDARY, Aligned, Fused, Scored, Tokens
 
 _SCORE_HELP = (
@@ -32,23 +33,7 @@ _SCORE_HELP = (
 )
 
 
-class _Strategy(Spec, ABC):
-    """What the strategies share: called with candidates and the target's tokens, they return one teacher."""
-
-    def __call__(self, candidates: Sequence[Aligned], target: Tokens) -> Fused:
-        """One distribution per target row, and who gave it; absent rows of a winner stay absent.
-
-        Raises ValueError without candidates, or if their rows aren't the target's.
-        """
-        _check_candidates(candidates, target)
-        return self.fuse(candidates, target)
-
-    @abstractmethod
-    def fuse(self, candidates: Sequence[Aligned], target: Tokens) -> Fused:
-        """The same for candidates that are known to fit."""
-
-
-class _ByCost(_Strategy):
+class _ByCost(Strategy):
     """What the strategies share that go by what the text cost each candidate."""
 
     kind: str
@@ -109,7 +94,7 @@ class AvgCE(_ByCost):
         return _blend(candidates, (-self._row_costs(candidates, target) / self.tau).softmax(0))
 
 
-class StaticWeights(_Strategy):
+class StaticWeights(Strategy):
     """All candidates teach, with the same weights in every document, whatever it cost them."""
 
     kind: Literal["static_weights"] = "static_weights"
@@ -134,7 +119,7 @@ class StaticWeights(_Strategy):
         return _blend(candidates, weights.unsqueeze(1).expand(-1, len(target.ids)))
 
 
-FusionStrategy = Annotated[MinCE | AvgCE | StaticWeights, Field(discriminator="kind")]
+FusionStrategy = Annotated[MinCE | AvgCE | StaticWeights | ReferenceMinCE | ReferenceAvgCE, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -211,7 +196,7 @@ def as_candidate(scored: Scored) -> Aligned:
     span_nll[rows] = (cost_before[rows] - cost_before[before]).float()
     span_tokens = torch.zeros_like(tokens.ids)
     span_tokens[rows] = rows - before
-    return Aligned(dist=scored.dist, span_nll=span_nll, span_tokens=span_tokens)
+    return Aligned(scored.dist, span_nll, span_tokens, mean_nll(scored.nll, tokens.doc_offsets))
 
 
 def _blend(candidates: Sequence[Aligned], weights: Float[Tensor, "candidates rows"]) -> Fused:
@@ -219,13 +204,3 @@ def _blend(candidates: Sequence[Aligned], weights: Float[Tensor, "candidates row
     present = torch.stack([candidate.dist.present for candidate in candidates])
     heaviest = (weights * present).argmax(0)
     return Fused(dist=dist, winner=heaviest.masked_fill(~dist.present, -1))
-
-
-def _check_candidates(candidates: Sequence[Aligned], target: Tokens) -> None:
-    if not candidates:
-        raise ValueError("expected at least 1 candidate to fuse, found 0; pass a source or the target's own rows")
-    rows = [candidate.dist.num_rows for candidate in candidates]
-    if set(rows) != {len(target.ids)}:
-        raise ValueError(
-            f"expected {len(target.ids)} rows, one per target token, found {rows}; align the sources first"
-        )

@@ -4,14 +4,15 @@ Per label row `i`, with w the share of the teacher that is known (1 - unknown; 0
 
     loss = 1 / num_labels * sum_i (1 - (1 - lm_weight) w_i) nll_i + (1 - lm_weight) w_i divergence_i
 
-With full coverage that is lm_weight * CLM + (1 - lm_weight) * divergence; an absent row is CLM alone.
+With full coverage that is lm_weight * CLM + (1 - lm_weight) * divergence; an absent row is CLM alone. The original's
+divergences are a mean over tokens: rows without a label (a sequence's last) count there, so all rows are to be passed.
 
 Nothing dense is kept: the logits of a chunk of rows are computed, scored, overwritten by their own gradient,
 multiplied into the gradients of the hidden states and of the head, and dropped (Hsu et al. 2024, Liger
 Kernel). `fusion_core.objective` has the formulas, `fusion_core.divergences` the table of divergences.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ def fusion_loss(
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     chunk_rows = chunk_rows or max(1, _CHUNK_ELEMENTS // head_weight.shape[0])
     count = _count_labels(labels, num_labels)
+    objective = _scale_teacher(objective, count)
     arguments = (hidden, head_weight, head_bias, objective, count, chunk_rows, torch.is_grad_enabled())
     return FusionLoss(*_HeadLoss.apply(*arguments))  # type: ignore[no-untyped-call]
 
@@ -96,6 +98,7 @@ def fusion_loss_from_logits(
     objective = _check(Objective(labels, teacher, divergence, lm_weight), *logits.shape)
     chunk_rows = chunk_rows or max(1, _CHUNK_ELEMENTS // logits.shape[1])
     count = _count_labels(labels, num_labels)
+    objective = _scale_teacher(objective, count)
     arguments = (logits, objective, count, chunk_rows, torch.is_grad_enabled())
     return FusionLoss(*_LogitsLoss.apply(*arguments))  # type: ignore[no-untyped-call]
 
@@ -204,6 +207,13 @@ def _compute_dtype(values: Tensor) -> torch.dtype:
 def _count_labels(labels: Tensor, num_labels: int | None) -> int:
     """What the sums are divided by; at least 1, so that a call without labels has a loss of 0."""
     return max(int((labels != IGNORED_LABEL).sum()) if num_labels is None else num_labels, 1)
+
+
+def _scale_teacher(objective: Objective, num_labels: int) -> Objective:
+    """The same, its teacher weighed so that after the division by `num_labels` it is a mean over what it should be."""
+    if objective.divergence.averaged_over == "labels":
+        return objective
+    return replace(objective, teacher_scale=float(num_labels) / max(len(objective.labels), 1))
 
 
 def _check(objective: Objective, rows: int, vocab: int) -> Objective:

@@ -8,6 +8,7 @@ kept ids is a sum over the others, exact where it is tiny, and no quotient by it
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,12 +26,14 @@ class Objective:
     """Everything that the loss depends on but the logits: labels and teacher, one row each per row of logits.
 
     lm_weight: the weight of the labels where the teacher is known altogether; see `fusion_core.losses`.
+    teacher_scale: labels per row of a divergence that is averaged over tokens, since sums are divided by labels.
     """
 
     labels: Int[Tensor, "rows"]
     teacher: TokenDist
     divergence: Divergence
     lm_weight: float
+    teacher_scale: float = 1.0
 
     def chunks(self, chunk_rows: int) -> Iterator[tuple[slice, "Objective"]]:
         """Every `chunk_rows` rows, and the objective of these rows alone."""
@@ -62,9 +65,10 @@ class Objective:
         expected, known = _teacher_outcomes(self.teacher, self.divergence.tail, logits.dtype)
         divergence, slope = _differentiate(self.divergence, expected, student)
         nll = (log_normalizer - label_logit).squeeze(1).masked_fill(~is_label, 0.0)
-        weight = known.masked_fill(~is_label, 0.0)
+        over_tokens = self.divergence.averaged_over == "tokens"
+        weight = known * self.teacher_scale if over_tokens else known.masked_fill(~is_label, 0.0)
         to_teacher = (1 - self.lm_weight) * weight
-        to_label = is_label.to(logits.dtype) - to_teacher
+        to_label = self.divergence.weigh_labels(is_label, known, self.lm_weight)
         if with_grad:
             slope = slope * to_teacher.unsqueeze(1)
             grads = slope + student.exp() * (to_label - slope.sum(1)).unsqueeze(1)
@@ -83,18 +87,23 @@ class Objective:
         return kept, at
 
 
-def _teacher_outcomes(teacher: TokenDist, tail: Tail, dtype: torch.dtype) -> tuple[Logprobs, Float[Tensor, "rows"]]:
+def _teacher_outcomes(
+    teacher: TokenDist, tail: Tail | Literal["as_given"], dtype: torch.dtype
+) -> tuple[Logprobs, Float[Tensor, "rows"]]:
     """Log-probabilities of the kept ids and the rest, normalised over what is known, and each row's weight.
 
-    The weight is 1 - unknown, or 0 for a row that has no outcome left; such a row is -inf throughout.
+    The weight is 1 - unknown, or 0 for a row that has no outcome left; such a row is -inf throughout. As given, rows
+    are divided by their weight alone, so that one without unknown mass is what it is, whatever its sum.
     """
     rest = teacher.tail_logprob.to(dtype).unsqueeze(1)
-    if tail == "renormalise":
+    if tail != "bucket":
         rest = torch.full_like(rest, -torch.inf)
     outcomes = torch.cat([pad(teacher)[1].to(dtype), rest], 1)
     log_known = outcomes.logsumexp(1, keepdim=True)
     empty = log_known == -torch.inf
     weight = -torch.expm1(teacher.unknown_logprob.to(dtype)).clamp(max=0.0)
+    if tail == "as_given":
+        log_known = weight.log().unsqueeze(1)
     return outcomes - log_known.masked_fill(empty, 0.0), weight.masked_fill(empty.squeeze(1), 0.0)
 
 

@@ -127,11 +127,15 @@ class Aligned:
         common boundary. Cumulative sums of it, read at rows that several candidates share, give each
         candidate's cost of the same bytes.
     span_tokens: int64, how many of the source's own tokens `span_nll` adds up; 0 where it is 0 or NaN.
+    cross_entropy: fp16, nats per token of the source's own, mean over all labels of each document, the end
+        token's included; NaN for a document without labels. Only the original's rules compare it, and
+        None where they aren't asked for.
     """
 
     dist: TokenDist
     span_nll: Float[Tensor, "target_tokens"]
     span_tokens: Int[Tensor, "target_tokens"]
+    cross_entropy: Float[Tensor, "docs"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Distributions on disk: one safetensors file per (model, shard), ragged rows, narrow types.
 
     row_offsets i64 · ids u8/u16/i32 · logprobs f16 · tail_logprob f16 · unknown_logprob f16 (left out when nothing is
-    unknown) · nll f32 · token_ids i32 · boundaries i32 · doc_offsets i64
+    unknown) · nll f32 · token_ids i32 · boundaries i32 · doc_offsets i64 · cross_entropy f16 (where there is one)
 
-Everything but the rounding of logprobs to fp16 (relative error 5e-4) survives the round trip. Reading is
+Everything but the rounding of logprobs to fp16 (relative error 5e-4) survives the round trip. Distributions in
+float64, which only the original's rules make, are stored as they are: their last digits decide. Reading is
 memory-mapped: `read_*` costs no more than the pages that are touched. The header holds the schema version.
 """
 
@@ -44,6 +45,8 @@ def write_aligned(folder: Path, aligned: Aligned) -> None:
     """Writes `aligned.safetensors`."""
     spans = {"span_nll": aligned.span_nll.float(), "span_tokens": aligned.span_tokens.to(torch.int32)}
     tensors = _pack_dist(aligned.dist) | spans
+    if aligned.cross_entropy is not None:
+        tensors["cross_entropy"] = aligned.cross_entropy.half()
     _save(folder / ALIGNED, tensors, vocab_size=aligned.dist.vocab_size)
 
 
@@ -51,7 +54,7 @@ def read_aligned(folder: Path) -> Aligned:
     """One source on the target's rows, as written by `write_aligned`."""
     tensors, header = _load(folder / ALIGNED)
     dist = _unpack_dist(tensors, header["vocab_size"])
-    return Aligned(dist, tensors["span_nll"], tensors["span_tokens"].long())
+    return Aligned(dist, tensors["span_nll"], tensors["span_tokens"].long(), tensors.get("cross_entropy"))
 
 
 def write_fused(folder: Path, fused: Fused) -> None:
@@ -106,25 +109,33 @@ def _pack_dist(dist: TokenDist) -> dict[str, Tensor]:
     packed = {
         "row_offsets": dist.row_offsets.long(),
         "ids": dist.ids.to(_id_type(dist.vocab_size)),
-        "logprobs": dist.logprobs.half(),
-        "tail_logprob": dist.tail_logprob.half(),
+        "logprobs": _narrow(dist.logprobs),
+        "tail_logprob": _narrow(dist.tail_logprob),
     }
     if bool((dist.unknown_logprob > -torch.inf).any()):
-        packed["unknown_logprob"] = dist.unknown_logprob.half()
+        packed["unknown_logprob"] = _narrow(dist.unknown_logprob)
     return packed
 
 
 def _unpack_dist(tensors: dict[str, Tensor], vocab_size: int) -> TokenDist:
-    tail = tensors["tail_logprob"].float()
+    tail = _widen(tensors["tail_logprob"])
     unknown = tensors.get("unknown_logprob")
     return TokenDist(
         row_offsets=tensors["row_offsets"],
         ids=tensors["ids"].long(),
-        logprobs=tensors["logprobs"].float(),
+        logprobs=_widen(tensors["logprobs"]),
         tail_logprob=tail,
-        unknown_logprob=torch.full_like(tail, -torch.inf) if unknown is None else unknown.float(),
+        unknown_logprob=torch.full_like(tail, -torch.inf) if unknown is None else _widen(unknown),
         vocab_size=vocab_size,
     )
+
+
+def _narrow(logprobs: Tensor) -> Tensor:
+    return logprobs if logprobs.dtype == torch.float64 else logprobs.half()
+
+
+def _widen(logprobs: Tensor) -> Tensor:
+    return logprobs if logprobs.dtype == torch.float64 else logprobs.float()
 
 
 def _pack_tokens(tokens: Tokens) -> dict[str, Tensor]:

@@ -19,9 +19,10 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from fusion_core.distributions import absent_rows, concatenate
+from fusion_core.distributions import absent_rows, concatenate, take_rows
 from fusion_core.divergences import Divergence, SoftCrossEntropy
 from fusion_core.losses import fusion_loss, fusion_loss_from_logits, raise_lm_weight
+from fusion_core.objective import IGNORED_LABEL
 from fusion_core.spec import Spec
 from fusion_core.types import TokenDist, Tokens
 from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
@@ -93,7 +94,7 @@ class TrainingJob(BaseModel):
 
 @dataclass(frozen=True)
 class _Example:
-    """One sequence and, except for plain language modelling, its teacher: one row per token but the last."""
+    """One sequence and, except for plain language modelling, its teacher: one row per token."""
 
     ids: Tensor
     teacher: TokenDist | None
@@ -108,8 +109,8 @@ class _Collator:
     def __call__(self, examples: list[_Example]) -> dict[str, Any]:
         ids, mask = pad_batch([e.ids for e in examples], padding=0)
         self.digest.update(ids.numpy().tobytes())
-        labels = torch.where(mask.bool(), ids, -100)
-        labels[:, 0] = -100  # nothing predicts the first token
+        labels = torch.where(mask.bool(), ids, IGNORED_LABEL)
+        labels[:, 0] = IGNORED_LABEL  # nothing predicts the first token
         batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if examples[0].teacher is not None:
             batch["teacher"] = concatenate([e.teacher for e in examples if e.teacher is not None])
@@ -161,7 +162,7 @@ def _examples(tokens: Tokens, teacher: TokenDist | None, shard: int, vocab_size:
         )
     bounds = tokens.doc_offsets.tolist()
     return [
-        _Example(tokens.ids[start:stop], None if teacher is None else teacher.rows(start, stop - 1))
+        _Example(tokens.ids[start:stop], None if teacher is None else teacher.rows(start, stop))
         for start, stop in itertools.pairwise(bounds)
         if stop - start > 1
     ]
@@ -232,19 +233,22 @@ def _loss(
     divergence: Divergence,
     num_labels: Tensor | int | None,
 ) -> Tensor:
-    labels, mask = inputs["labels"], inputs["attention_mask"]
-    kept = mask[:, 1:].bool()  # row i, label i + 1
-    row_labels = labels[:, 1:][kept]
+    mask = inputs["attention_mask"]
+    labels = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)  # row i, label i + 1
+    kept = mask.bool() if divergence.averaged_over == "tokens" else labels != IGNORED_LABEL
+    row_labels = labels[kept]
     teacher = inputs.get("teacher")
     if teacher is None:
         teacher = absent_rows(row_labels.shape[0], model.get_input_embeddings().weight.shape[0], row_labels.device)
+    else:
+        teacher = take_rows(teacher, kept[mask.bool()].nonzero().squeeze(1))
     settings: dict[str, Any] = {"lm_weight": lm_weight, "divergence": divergence, "num_labels": num_labels}
     head = split_head(model)
     if head is None:
         logits = model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False).logits
-        return fusion_loss_from_logits(logits[:, :-1][kept], row_labels, teacher, **settings).loss
+        return fusion_loss_from_logits(logits[kept], row_labels, teacher, **settings).loss
     hidden = head.body(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
-    return fusion_loss(hidden[:, :-1][kept], head.weight, row_labels, teacher, head_bias=head.bias, **settings).loss
+    return fusion_loss(hidden[kept], head.weight, row_labels, teacher, head_bias=head.bias, **settings).loss
 
 
 def _copy_companions(folder: Path, target: Path) -> None:

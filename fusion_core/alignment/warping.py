@@ -12,6 +12,7 @@ from fusion_core.alignment.entries import NO_ROW, cast_logprobs, gather_entries,
 from fusion_core.alignment.pair import Pair
 from fusion_core.alignment.rows import common_rows, spans, spent_nats
 from fusion_core.dtw import Sequences, warp
+from fusion_core.reference.extraction import mean_nll
 from fusion_core.spec import Spec
 from fusion_core.types import Aligned, Scored, TokenDist, Tokens
 from fusion_core.vocabulary import NOWHERE, Vocabulary
@@ -70,7 +71,8 @@ class _Warped(Spec):
             if self.unmatched == "label":
                 dist = _fill_with_labels(dist, row, target)
         dtype = torch.promote_types(source.dist.logprobs.dtype, torch.float32)
-        return Aligned(cast_logprobs(dist, dtype), span_nll, span_tokens)
+        cross_entropy = mean_nll(source.nll, source.tokens.doc_offsets) if self.reference else None
+        return Aligned(cast_logprobs(dist, dtype), span_nll, span_tokens, cross_entropy)
 
     def _agree(
         self, source: Tokens, target: Tokens, matched: Int[Tensor, "target_tokens"], pair: Pair

@@ -7,6 +7,7 @@
 from fusion_core.distributions.modes import (
     NO_LABEL,
     ExtractionMode,
+    ReferenceTopK,
     Sampled,
     TopK,
     TopP,
@@ -26,6 +27,7 @@ from fusion_core.distributions.rows import (
 __all__ = [
     "NO_LABEL",
     "ExtractionMode",
+    "ReferenceTopK",
     "Sampled",
     "TopK",
     "TopP",

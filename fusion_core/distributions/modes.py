@@ -38,6 +38,10 @@ class _Mode(Spec, ABC):
         labels = torch.full(logits.shape[:1], NO_LABEL, device=logits.device)
         return reduce_logits(logits, labels, self, vocab_size)[0]
 
+    def read_logits(self, logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """A chunk of logits as everything after is computed from them: fp32."""
+        return logits.float()
+
     @abstractmethod
     def reduce(
         self,
@@ -134,7 +138,47 @@ class Sampled(_Mode):
         )
 
 
-ExtractionMode = Annotated[TopK | TopP | Sampled, Field(discriminator="kind")]
+class ReferenceTopK(_Mode):
+    """The `k` largest logits of each row as the original keeps and reads them; of equal ones the lower id comes first.
+
+    Logits, and with them nll, are those of fp16; the kept ones are rounded to bf16 once more, which the original does
+    before its softmax and which no dropping of candidates in between can change. The log-probabilities come as
+    float64, in which differences within a row are exactly those of the rounded logits, so that a softmax of
+    any of them is the original's.
+    """
+
+    kind: Literal["reference_top_k"] = "reference_top_k"
+    k: int = Field(default=10, ge=1, title="Candidates", description="How many of the largest logits each row keeps.")
+
+    def read_logits(self, logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """A chunk of logits, rounded to fp16."""
+        return logits.half().float()
+
+    def reduce(
+        self,
+        logits: Float[Tensor, "rows columns"],
+        log_normalizer: Float[Tensor, "rows"],
+        row_keys: Int[Tensor, "rows"],
+        vocab_size: int,
+    ) -> TokenDist:
+        """The `k` largest of each row, normalised together with the rest after rounding."""
+        ids = rank_ids(logits[:, :vocab_size], self.k)
+        given = (logits.gather(1, ids) * self.temperature).half()  # as they were before the division
+        kept = (given.bfloat16() / self.temperature).double()
+        rest = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True).double()
+        log_total = torch.cat([kept, rest], 1).logsumexp(1, keepdim=True)
+        tail = (rest - log_total).squeeze(1)
+        return TokenDist(
+            row_offsets=offsets_of(torch.full_like(row_keys, ids.shape[1])),
+            ids=ids.flatten(),
+            logprobs=(kept - log_total).flatten(),
+            tail_logprob=tail,
+            unknown_logprob=torch.full_like(tail, -torch.inf),
+            vocab_size=vocab_size,
+        )
+
+
+ExtractionMode = Annotated[TopK | TopP | Sampled | ReferenceTopK, Field(discriminator="kind")]
 
 
 def reduce_logits(
@@ -162,7 +206,7 @@ def reduce_logits(
     row_keys = torch.arange(rows, device=logits.device) if row_keys is None else row_keys
     dists, nlls = [], []
     for start in range(0, max(rows, 1), chunk_rows):
-        chunk = logits[start : start + chunk_rows].float()
+        chunk = mode.read_logits(logits[start : start + chunk_rows])
         log_normalizer = chunk.logsumexp(1)
         _check_finite(log_normalizer, start)
         wanted = labels[start : start + chunk_rows]

@@ -52,6 +52,12 @@ def reward(cross_entropy: Float[Tensor, "batch sources"], dtype: torch.dtype) ->
     return 1 / cross_entropy.to(dtype).exp()
 
 
+def choose_sources(rewards: Float[Tensor, "batch sources"], *, base_teaches: bool) -> Int[Tensor, "batch"]:
+    """The source of the largest reward; see `choose_targets` for ties."""
+    number = rewards.shape[1]
+    return rewards.argmax(1) if base_teaches else number - 1 - rewards.flip(1).argmax(1)
+
+
 def choose_targets(
     targets: Sequence[Targets], rewards: Float[Tensor, "batch sources"], *, base_teaches: bool
 ) -> Targets:
@@ -60,8 +66,7 @@ def choose_targets(
     Of equal ones the first, if the first is the base's; where the base doesn't teach, the last.
     """
     _check_sources(targets, rewards)
-    number = rewards.shape[1]
-    best = rewards.argmax(1) if base_teaches else number - 1 - rewards.flip(1).argmax(1)
+    best = choose_sources(rewards, base_teaches=base_teaches)
     ids, probs = _stack(targets)
     sequence = torch.arange(len(best), device=best.device)
     return Targets(ids[sequence, :, best], probs[sequence, :, best])
