@@ -1,6 +1,6 @@
 """The recipe: a whole fusion run as one closed model, read from YAML, shown as a form in the Prefect UI."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,10 +8,12 @@ import fsspec
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from flows.reference import choose_reference
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
 from fusion_core.distributions import Sampled
 from fusion_core.divergences import JSD, ReverseKL
 from fusion_core.fusion import FusionStrategy, MinCE
+from fusion_core.reference.fusion import ReferenceAvgCE, ReferenceMinCE
 from fusion_core.spec import Spec
 from fusion_core.vocab_mapping import BytePiece, VocabMapping
 from tasks.corpus import CorpusSpec
@@ -79,6 +81,12 @@ class Recipe(Spec):
     """Everything that decides what a fusion run computes."""
 
     name: str = Field("fusion", title="Name", min_length=1, max_length=80)
+    reference: bool = Field(
+        False,
+        strict=True,
+        title="As in the original",
+        description="The arithmetic of the published FuseLLM code, for comparison: fixes what `flows.reference` says.",
+    )
     description: str = Field("", title="Description")
     target: NamedModel = Field(title="Target", description="The model that learns.")
     sources: tuple[NamedModel, ...] = Field(
@@ -95,6 +103,33 @@ class Recipe(Spec):
     training: TrainingSpec = Field(default_factory=TrainingSpec, title="Training")
     evaluation: Comparison | None = Field(None, title="Evaluation", description="Empty: train only.")
     min_shards: float = Field(1.0, gt=0, le=1, title="Shards that must succeed", description="Share of all shards.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_original(cls, data: Any) -> Any:  # Any: whatever YAML holds
+        return choose_reference(data) if isinstance(data, Mapping) and data.get("reference") is True else data
+
+    @model_validator(mode="after")
+    def _reference_choices_fit(self) -> "Recipe":
+        if not isinstance(self.fusion, ReferenceMinCE | ReferenceAvgCE):
+            return self
+        if not getattr(self.alignment, "reference", False):
+            raise ValueError(
+                f"fusion {self.fusion.kind} compares whole documents, expected alignment.reference true, "
+                f"found {self.alignment.kind} without; set it, or reference: true for the whole recipe"
+            )
+        if self.fusion.base_teaches != self.target_as_teacher:
+            raise ValueError(
+                f"expected fusion.base_teaches to be target_as_teacher, found {self.fusion.base_teaches} and "
+                f"{self.target_as_teacher}; leave it out with reference: true"
+            )
+        training = self.training
+        if self.fusion.trust == "reward" and (training.lm_weight, training.batch_sequences) != (0, 1):
+            raise ValueError(
+                "fusion.trust reward weighs each sequence by its own reward, expected training.lm_weight 0 and "
+                f"batch_sequences 1, found {training.lm_weight:g} and {training.batch_sequences}; set them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _choices_fit(self) -> "Recipe":
@@ -229,9 +264,10 @@ def _explain(error: Any, data: object) -> str:  # Any: pydantic's ErrorDetails
 
 def _path_of(location: Sequence[str | int], data: Any) -> str:  # Any: whatever YAML holds
     """The path as `--set` takes it: pydantic also names the kind of each union on the way, which the file doesn't."""
-    path = []
+    path, in_union = [], False
     for part in location:
-        if isinstance(data, dict) and data.get("kind") == part and part not in data:
+        in_union = not in_union and isinstance(data, dict) and "kind" in data and part not in data
+        if in_union:
             continue
         path.append(str(part))
         if isinstance(data, dict):

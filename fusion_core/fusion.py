@@ -5,6 +5,8 @@ and each source's aligned rows) and the target's tokens. It sees a list: the cal
 ties go to the earlier candidate. Costs are compared in fp32, over the bytes that every candidate scores; see
 `fusion_core.costs`. Where nothing can be compared, the first candidate with a present row teaches.
 
+The original code's rules, which break with most of this, are strategies of their own: `fusion_core.reference.fusion`.
+
 By document is the paper's way (Wan et al. 2024, section 3.2). A row's choice by document or block depends on the
 text behind it, its label included, as the paper's does; by token it depends on the text before it alone, and only
 candidates present in that row are asked.

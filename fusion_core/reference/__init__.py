@@ -17,6 +17,10 @@ rest of this package replaces. What differs, and where:
 | `pack` | averages the sequences' CE over packed blocks | a choice: `MinCE(level="block")` |
 | | raises RuntimeError where each token has a CE | |
 
+A recipe with `reference: true` follows it from extraction to training by choices that give the same numbers:
+`ReferenceTopK`, `MinEdit` and `MinEditDTW` with `reference`, `ReferenceMinCE` and `ReferenceAvgCE`,
+`ReferenceCrossEntropy` and `ReferenceKL`. `split_long_text`, `pack` and `Objective` are functions alone.
+
 Targets are kept sparse, which changes no number: the ids that a row lacks have probability 0. All arithmetic is done
 in the floating point type of the targets, bf16 in the original; with float64 it is the same method without rounding.
 """

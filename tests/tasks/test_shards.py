@@ -1,6 +1,7 @@
 """Distributions on disk: what is written is what is read, narrow, and the same bytes every time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_aligned_and_fused_survive_the_round_trip(tmp_path: Path) -> None:
     write_fused(tmp_path, fused)
     _same(read_fused(tmp_path).dist, fused.dist)
     assert torch.equal(read_fused(tmp_path).winner, fused.winner)
+
+
+def test_what_the_originals_rules_need_survives_to_the_last_digit(tmp_path: Path) -> None:
+    dist = _dist(1000, unknown=True)
+    fine = {name: getattr(dist, name).double() / 3 for name in ("logprobs", "tail_logprob", "unknown_logprob")}
+    dist, costs = replace(dist, **fine), torch.tensor([2.005, torch.nan], dtype=torch.float16)
+    write_aligned(tmp_path, Aligned(dist, torch.zeros(3), torch.zeros(3, dtype=torch.int64), costs))
+    back = read_aligned(tmp_path)
+    _same(back.dist, dist)
+    torch.testing.assert_close(back.cross_entropy, costs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("in_context", [False, True])
