@@ -109,32 +109,32 @@ def _pack_dist(dist: TokenDist) -> dict[str, Tensor]:
     packed = {
         "row_offsets": dist.row_offsets.long(),
         "ids": dist.ids.to(_id_type(dist.vocab_size)),
-        "logprobs": _narrow(dist.logprobs),
-        "tail_logprob": _narrow(dist.tail_logprob),
+        "logprobs": _pack_logprobs(dist.logprobs),
+        "tail_logprob": _pack_logprobs(dist.tail_logprob),
     }
     if bool((dist.unknown_logprob > -torch.inf).any()):
-        packed["unknown_logprob"] = _narrow(dist.unknown_logprob)
+        packed["unknown_logprob"] = _pack_logprobs(dist.unknown_logprob)
     return packed
 
 
 def _unpack_dist(tensors: dict[str, Tensor], vocab_size: int) -> TokenDist:
-    tail = _widen(tensors["tail_logprob"])
+    tail = _unpack_logprobs(tensors["tail_logprob"])
     unknown = tensors.get("unknown_logprob")
     return TokenDist(
         row_offsets=tensors["row_offsets"],
         ids=tensors["ids"].long(),
-        logprobs=_widen(tensors["logprobs"]),
+        logprobs=_unpack_logprobs(tensors["logprobs"]),
         tail_logprob=tail,
-        unknown_logprob=torch.full_like(tail, -torch.inf) if unknown is None else _widen(unknown),
+        unknown_logprob=torch.full_like(tail, -torch.inf) if unknown is None else _unpack_logprobs(unknown),
         vocab_size=vocab_size,
     )
 
 
-def _narrow(logprobs: Tensor) -> Tensor:
+def _pack_logprobs(logprobs: Tensor) -> Tensor:
     return logprobs if logprobs.dtype == torch.float64 else logprobs.half()
 
 
-def _widen(logprobs: Tensor) -> Tensor:
+def _unpack_logprobs(logprobs: Tensor) -> Tensor:
     return logprobs if logprobs.dtype == torch.float64 else logprobs.float()
 
 
