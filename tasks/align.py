@@ -7,7 +7,7 @@ from tasks.step import Output, step
 from tasks.store import open_store
 
 
-@step(version=1)
+@step(version=2)
 def align(
     source: ScoredRef,
     target: ScoredRef,
