@@ -110,6 +110,20 @@ def context_window(config: "PretrainedConfig") -> int | None:
     return next((int(tokens) for tokens in found if tokens), None)
 
 
+def tied_weights(folder: Path, name: str = "") -> dict[str, str]:
+    """Names of weights that the model only repeats, each with the name of what it repeats; empty for none.
+
+    The output layer of many models repeats their embedding; files may hold both, or the latter alone.
+    """
+    config = load_config(folder, name)
+    with one_at_a_time:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=_has_code(folder))
+    return dict(model.all_tied_weights_keys)
+
+
 # ---- loading ---------------------------------------------------------------------------------------------
 
 
