@@ -14,6 +14,6 @@ Where the method lives (section numbers: Wan et al., "Knowledge Fusion of Large 
 | 3.3 fusion of many teachers into one | `fusion`, `costs` | `MinCE`, `AvgCE`, `StaticWeights` |
 | 3.1 objective: CLM and divergence | `losses`, `divergences`, `objective` | `fusion_loss` |
 | the original, number for number | `reference` | `Objective`, `collate_targets`, `extract`, `pack` |
-| merging by weights, where architectures are equal | `merging` | `Linear`, `Slerp`, `TaskArithmetic`, `Ties`, `Dare`, `Sce` |
+| merging weights of one architecture | `merging` | `Linear`, `Slerp`, `TaskArithmetic`, `Ties`, `Dare`, `Sce` |
 | what is measured | `metrics` | `bits_per_byte`, `paired_bootstrap` |
 """

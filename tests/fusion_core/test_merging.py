@@ -254,6 +254,14 @@ def test_the_order_of_models_does_not_matter(strategy: MergeStrategy) -> None:
         torch.testing.assert_close(merge(strategy, list(order), base).float(), expected, rtol=2**-7, atol=0)
 
 
+def test_a_sign_is_that_of_the_exact_sum_in_any_order() -> None:
+    """In float32 (1 + 1e-9) - 1 is 0, and (1 - 1) + 1e-9 isn't."""
+    base = torch.zeros(1)
+    for deltas in itertools.permutations([1.0, 1e-9, -1.0]):
+        merged = Ties(density=1)([torch.tensor([delta]) for delta in deltas], base)
+        assert float(merged) == pytest.approx(0.5)
+
+
 def test_ties_keeps_the_base_where_no_sign_is_elected() -> None:
     base = torch.tensor([1.0, 1.0, 1.0])
     models = [torch.tensor([2.0, 1.5, 1.0]), torch.tensor([0.0, 1.5, 1.0])]
@@ -402,6 +410,18 @@ def test_the_number_of_threads_changes_no_bit(strategy: MergeStrategy, long_tens
     assert torch.equal(*found)
 
 
+def test_a_sum_is_the_same_for_any_number_of_threads() -> None:
+    rows = torch.stack(draw(1, shape=(STRETCH,))).double().exp()  # with bits enough that sums are rounded
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = sum_exactly([rows])
+        torch.set_num_threads(3)
+        assert sum_exactly([rows]) == alone
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("strategy", EVERY, ids=repr)
@@ -419,16 +439,13 @@ def by_stretches(rows: Tensor) -> Callable[[], list[Tensor]]:
     return lambda: [rows[:, span] for span in spans(rows.shape[1])]
 
 
-@given(
-    rows=st.lists(
-        st.lists(st.floats(0, width=32, allow_infinity=False), min_size=7, max_size=7), min_size=1, max_size=3
-    ),
-    k=st.integers(1, 7),
-)
-@settings(max_examples=20, deadline=None)
-def test_the_kth_largest_is_that_of_a_sorted_row(rows: list[Row], k: int) -> None:
-    found = find_kth_largest(by_stretches(torch.tensor(rows)), k)
-    assert found.squeeze(1).tolist() == [sorted(row, reverse=True)[k - 1] for row in rows]
+@given(bits=st.lists(st.lists(st.integers(0, 0x7F7FFFFF), min_size=7, max_size=7), min_size=1), k=st.integers(1, 7))
+@settings(max_examples=30, deadline=None)
+def test_the_kth_largest_is_that_of_a_sorted_row(bits: list[list[int]], k: int) -> None:
+    """Of any finite float32, subnormal or huge."""
+    rows = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    found = find_kth_largest(by_stretches(rows), k)
+    assert found.squeeze(1).tolist() == [sorted(row, reverse=True)[k - 1] for row in rows.tolist()]
 
 
 @pytest.mark.parametrize("k", [1, 2, 1000, LONG // 2, LONG - 1, LONG])

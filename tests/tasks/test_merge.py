@@ -1,4 +1,4 @@
-"""Tiny models merged from their files: the result is a model that transformers loads, with the weights of definition."""
+"""Tiny models merged from their files: a model that transformers loads, with the weights of the definition."""
 
 import json
 import shutil

@@ -50,6 +50,16 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors.index.json").exists()
 
 
+def test_every_tensor_lies_at_a_multiple_of_its_elements_size(tmp_path: Path) -> None:
+    (file,) = write_weights(tmp_path, layouts_of(TENSORS), in_stretches(TENSORS))
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    for name, tensor in TENSORS.items():
+        assert header[name]["data_offsets"][0] % tensor.itemsize == 0, name
+
+
 def test_what_the_library_wrote_is_read(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert_same(read_all(tmp_path), TENSORS)
