@@ -89,13 +89,10 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
         _extract_and_align(recipe, source.name, model, target, own, shards, runtime)
         for source, model in zip(recipe.sources, sources, strict=True)
     ]
-    fused = [
-        fuse.submit(
-            own[j], [column[j] for column in aligned], recipe.fusion, recipe.target_as_teacher,
-            runtime=runtime, label=_of(shards, shard, "fuse"),
-        )
-        for j, shard in enumerate(shards)
-    ]  # fmt: skip
+    candidates = [[column[j] for column in aligned] for j in range(len(shards))]
+    pairs = zip(own, candidates, strict=True)
+    calls = [(mine, others, recipe.fusion, recipe.target_as_teacher) for mine, others in pairs]
+    fused = fuse.submit_each(calls, runtime=runtime, label="fuse")
     settled = settle(fused, "shards", minimum=recipe.min_shards)
     kept = [j for j, teacher in enumerate(settled) if teacher is not None]
     texts, teachers = [shards[j] for j in kept], [settled[j] for j in kept]
@@ -129,10 +126,8 @@ def obtain_model(named: NamedModel, runtime: Runtime) -> Future:
 
 def extract_shards(recipe: Recipe, name: str, model: Future, shards: list[ShardRef], runtime: Runtime) -> list[Future]:
     """The model's distributions over each shard, in order."""
-    return [
-        extract.submit(model, shard, recipe.extraction, runtime=runtime, label=_of(shards, shard, f"extract {name}"))
-        for shard in shards
-    ]
+    calls = [(model, shard, recipe.extraction) for shard in shards]
+    return extract.submit_each(calls, runtime=runtime, label=f"extract {name}")
 
 
 def _extract_and_align(
@@ -147,27 +142,18 @@ def _extract_and_align(
     mapping, label = recipe.vocab_mapping, f"map vocabulary {name}"
     if mapping.needs_counts:
         scored = extract_shards(recipe, name, model, shards, runtime)
-        counts = _count(recipe, name, scored, own, shards, runtime)
+        counts = _count(recipe, name, scored, own, runtime)
         vocab_map = map_vocab.submit(model, target, mapping, counts, runtime=runtime, label=label)
     else:
         vocab_map = map_vocab.submit(model, target, mapping, runtime=runtime, label=label)
         scored = extract_shards(recipe, name, model, shards, runtime)
-    return [
-        align.submit(
-            read, mine, vocab_map, recipe.alignment, runtime=runtime, label=_of(shards, shard, f"align {name}")
-        )
-        for read, mine, shard in zip(scored, own, shards, strict=True)
-    ]
+    calls = [(read, mine, vocab_map, recipe.alignment) for read, mine in zip(scored, own, strict=True)]
+    return align.submit_each(calls, runtime=runtime, label=f"align {name}")
 
 
-def _count(
-    recipe: Recipe, name: str, scored: list[Future], own: list[Future], shards: list[ShardRef], runtime: Runtime
-) -> list[Future]:
+def _count(recipe: Recipe, name: str, scored: list[Future], own: list[Future], runtime: Runtime) -> list[Future]:
     """A source's counts; where shards may fail, of those that didn't."""
-    counts = [
-        count_pairs.submit(read, mine, runtime=runtime, label=_of(shards, shard, f"count {name}"))
-        for read, mine, shard in zip(scored, own, shards, strict=True)
-    ]
+    counts = count_pairs.submit_each(zip(scored, own, strict=True), runtime=runtime, label=f"count {name}")
     if recipe.min_shards == 1:
         return counts
     settled = settle(counts, "shards", minimum=recipe.min_shards)
@@ -191,12 +177,9 @@ def _train_on_itself(
     """The baselines whose teacher is the target as it was, by name."""
     trained = {}
     for baseline in _baselines(recipe, "target"):
-        teachers = [
-            fuse.submit(
-                mine, [], recipe.fusion, True, runtime=runtime, label=_of(shards, shard, f"fuse {baseline.name}")
-            )
-            for mine, shard in zip(own, shards, strict=True)
-        ]
+        teachers = fuse.submit_each(
+            [(mine, [], recipe.fusion, True) for mine in own], runtime=runtime, label=f"fuse {baseline.name}"
+        )
         label = f"train {recipe.target.name} {baseline.name}"
         spec = baseline.training or recipe.training
         trained[baseline.name] = train.submit(target, shards, teachers, spec, runtime=runtime, label=label)
@@ -227,7 +210,3 @@ def _report(
         recipe.name, table, [source.name for source in recipe.sources], aligned, fused, recipe.model_dump(mode="json"),
         runtime=runtime, label="report",
     )  # fmt: skip
-
-
-def _of(shards: list[ShardRef], shard: ShardRef, what: str) -> str:
-    return f"{what} {shard.index + 1:03}/{len(shards):03}"

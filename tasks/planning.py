@@ -1,10 +1,11 @@
 """What a flow holds of its steps: futures, the plan of a run that computes nothing, and waiting for many shards."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tasks.artifacts import Ref
 
@@ -54,6 +55,9 @@ class Planned:
     cached_bytes: int | None
 
 
+_PARALLEL_LOOKS = 16
+T = TypeVar("T")
+U = TypeVar("U")
 _plan: ContextVar[list[Planned] | None] = ContextVar("plan", default=None)
 
 
@@ -76,6 +80,14 @@ def current_plan() -> list[Planned] | None:
 def is_planning() -> bool:
     """Whether the caller runs inside `planning()`."""
     return current_plan() is not None
+
+
+def in_parallel(look: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    """What `look` says of each, in order; many at once, because a bucket takes milliseconds to answer each."""
+    if len(items) == 1:
+        return [look(items[0])]
+    with ThreadPoolExecutor(max_workers=_PARALLEL_LOOKS) as pool:
+        return list(pool.map(look, items))
 
 
 def resolve(value: Any) -> Any:  # Any: a step's arguments, whatever they are

@@ -4,9 +4,11 @@
     def fuse(target: ScoredRef, aligned: list[AlignedRef], spec: MinCE, *, runtime: Runtime, out: Output) -> FusedRef:
 
 - `fuse.fn(target, aligned, spec, runtime=runtime)` computes or finds the artifact, without Prefect.
-- `fuse.submit(target, aligned, spec, runtime=runtime, label="fuse 003/064")` does so as a Prefect task of
-  the running flow and returns a future, which other steps take as an argument.
-- inside `with planning() as plan:` `submit` computes nothing: it returns refs and notes what is cached.
+- `fuse.submit(target, aligned, spec, runtime=runtime, label="fuse all")` does so as a Prefect task of the
+  running flow and returns a future, which other steps take as an argument.
+- `fuse.submit_each(calls, runtime=runtime, label="fuse")` does so for many at once (`fuse 003/064`): what is
+  cached is looked up in parallel and shown as one task run, only what is missing gets a task run of its own.
+- inside `with planning() as plan:` both compute nothing: they return refs and note what is cached.
 
 The fingerprint hashes the step's name and version, its semantic arguments (everything but the runtime) and
 what `pin` found the world to be. An argument at its default isn't hashed, so a step may gain one and still find what
@@ -20,9 +22,8 @@ import functools
 import inspect
 import json
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -35,8 +36,9 @@ from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from tasks.artifacts import Manifest, Ref, Runtime, canonical_json, fingerprint_of, refs_in
-from tasks.claims import Claim, Claims
+from tasks.claims import Claim
 from tasks.environment import environment
+from tasks.job import Job, Output, find_or_claim
 from tasks.planning import (
     Done,
     Future,
@@ -44,56 +46,28 @@ from tasks.planning import (
     ShardsFailed,
     Submitted,
     current_plan,
+    in_parallel,
     is_planning,
     planning,
     resolve,
     settle,
     submitted_in,
 )
-from tasks.progress import Event, EventState, tell
-from tasks.store import Store, open_store
+from tasks.progress import Event, tell
+from tasks.store import open_store
 from tasks.transient import is_transient
 
 __all__ = ["Future", "Output", "Planned", "ShardsFailed", "Step", "is_planning", "planning", "settle", "step"]
 
 R = TypeVar("R", bound=Ref)
-K = TypeVar("K", bound=Ref)
-
-
-@dataclass
-class Output:
-    """What a step's body writes to: a private folder, facts for lineage, and its progress."""
-
-    dir: Path
-    step: str
-    fingerprint: str
-    label: str
-    pins: Mapping[str, object] = field(default_factory=dict)  # what the step's `pin` found, as it was hashed
-    facts: dict[str, object] = field(default_factory=dict)
-
-    def ref(self, kind: type[K], **fields: object) -> K:
-        """The ref that the body returns."""
-        return kind.model_validate({"step": self.step, "fingerprint": self.fingerprint, **fields})
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        """Tells how far the step is."""
-        tell(Event(self.step, self.label, "work", done=done, total=total, unit=unit))
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One attempt to obtain one artifact."""
+class _Call:
+    """What a step is asked for: its semantic arguments, futures among them, and the name it has for people."""
 
-    store: Store
-    ref: Ref
-    arguments: dict[str, Any]  # Any: specs, refs and plain data
-    pins: dict[str, object]
-    runtime: Runtime
+    arguments: dict[str, Any]  # Any: specs, refs, futures and plain data
     label: str
-    owner: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-
-    def tell(self, state: EventState, **details: Any) -> None:  # Any: the fields of an event
-        tell(Event(self.ref.step, self.label, state, **details))
 
 
 class Step(Generic[R]):
@@ -122,6 +96,9 @@ class Step(Generic[R]):
             cache_policy=NO_CACHE,
             persist_result=False,
         )
+        self._shown: Task[..., Any] = Task(
+            _show_cached, name=self.name, task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False
+        )
 
     def fn(self, *args: Any, runtime: Runtime, label: str = "", **kwargs: Any) -> R:
         """The artifact's ref, from the store or computed now, without Prefect."""
@@ -129,12 +106,18 @@ class Step(Generic[R]):
 
     def submit(self, *args: Any, runtime: Runtime, label: str = "", **kwargs: Any) -> Future:
         """A future of the artifact's ref. Arguments may be futures of other steps, also inside lists."""
-        arguments = self._semantic(args, kwargs)
-        entries = current_plan()
-        if entries is not None:
-            return self._planned(resolve(arguments), runtime, label or self.name, entries)
-        future = self._task.submit(**resolve(arguments), runtime=runtime, label=label or self.name)
-        return Submitted(future, tuple(submitted_in(arguments)))
+        call = _Call(self._semantic(args, kwargs), label or self.name)
+        return self._submit([call], runtime, call.label)[0]
+
+    def submit_each(self, calls: Iterable[Sequence[Any]], *, runtime: Runtime, label: str) -> list[Future]:
+        """A future per call, in order, labelled `label 003/064`. A call is the step's semantic arguments.
+
+        All that is cached appears as one task run (`label: 62 of 64 cached`), so that a run whose shards are all
+        there costs the server one record and not thousands.
+        """
+        listed = [self._semantic(tuple(args), {}) for args in calls]
+        numbered = [_Call(call, f"{label} {n:03}/{len(listed):03}") for n, call in enumerate(listed, 1)]
+        return self._submit(numbered, runtime, label)
 
     def fingerprint(self, *args: Any, runtime: Runtime, **kwargs: Any) -> str:
         """The identity of what these arguments would make."""
@@ -178,21 +161,52 @@ class Step(Generic[R]):
         run.__signature__ = inspect.Signature([*kept, label])  # type: ignore[attr-defined]
         return run
 
-    def _planned(self, arguments: dict[str, Any], runtime: Runtime, label: str, entries: list[Planned]) -> Future:
-        fingerprint, _ = self._identify(arguments, runtime)
+    def _submit(self, calls: list[_Call], runtime: Runtime, label: str) -> list[Future]:
+        entries = current_plan()
+        if entries is not None:
+            planned = in_parallel(lambda call: self._plan(call, runtime), calls)
+            entries += planned
+            return [Done(entry.ref) for entry in planned]
+        found = in_parallel(lambda call: self._look(call, runtime), calls)
+        hits = [(call, ref) for call, ref in zip(calls, found, strict=True) if ref is not None]
+        for call, _ in hits:
+            tell(Event(self.name, call.label, "cached"))
+        if hits:
+            name = label if len(calls) == 1 else f"{label}: {len(hits)} of {len(calls)} cached"
+            self._shown([ref for _, ref in hits], label=name)  # type: ignore[unused-coroutine]
+        return [
+            self._start(call, runtime) if ref is None else Done(ref) for call, ref in zip(calls, found, strict=True)
+        ]
+
+    def _plan(self, call: _Call, runtime: Runtime) -> Planned:
+        ref, manifest = self._find(call, runtime)
+        return Planned(self.name, call.label, ref, None if manifest is None else manifest.total_bytes)
+
+    def _look(self, call: _Call, runtime: Runtime) -> Ref | None:
+        """The ref of an artifact that is there; None where it isn't, or nobody can say yet."""
+        if any(submitted_in(call.arguments)):
+            return None
+        with contextlib.suppress(Exception):  # it comes again in the task, where it is retried and shown
+            ref, manifest = self._find(call, runtime)
+            return None if manifest is None else ref
+        return None
+
+    def _find(self, call: _Call, runtime: Runtime) -> tuple[Ref, Manifest | None]:
+        fingerprint, _ = self._identify(resolve(call.arguments), runtime)
         ref: Ref = self.returns(step=self.name, fingerprint=fingerprint)
         manifest = open_store(runtime).manifest(ref)
-        if manifest is not None:
-            ref = manifest.ref
-        entries.append(Planned(self.name, label, ref, None if manifest is None else manifest.total_bytes))
-        return Done(ref)
+        return (ref if manifest is None else manifest.ref), manifest
+
+    def _start(self, call: _Call, runtime: Runtime) -> Future:
+        future = self._task.submit(**resolve(call.arguments), runtime=runtime, label=call.label)
+        return Submitted(future, tuple(submitted_in(call.arguments)))
 
     def _obtain(self, arguments: dict[str, Any], runtime: Runtime, label: str) -> tuple[R, bool]:
         """The artifact's ref and whether it was there already."""
         fingerprint, pins = self._identify(arguments, runtime)
         ref = self.returns(step=self.name, fingerprint=fingerprint)
-        job = _Job(open_store(runtime), ref, arguments, pins, runtime, label)
-        found = _find_or_claim(job)
+        job = Job(open_store(runtime), ref, arguments, pins, runtime, label)
+        found = find_or_claim(job)
         if isinstance(found, Claim):
             with found:
                 manifest = job.store.manifest(ref)  # committed between our look and our claim?
@@ -204,7 +218,7 @@ class Step(Generic[R]):
         job.tell("cached")
         return manifest.ref, True  # type: ignore[return-value]
 
-    def _compute(self, job: _Job) -> R:
+    def _compute(self, job: Job) -> R:
         job.tell("started")
         try:
             folder = job.store.scratch(job.ref.address, job.owner)
@@ -221,7 +235,7 @@ class Step(Generic[R]):
         job.tell("computed", seconds=manifest.seconds)
         return made
 
-    def _make(self, job: _Job, folder: Path) -> tuple[R, Manifest]:
+    def _make(self, job: Job, folder: Path) -> tuple[R, Manifest]:
         """What the body returns and the manifest that will publish it, with all files in the store."""
         started, clock = datetime.now(UTC), time.monotonic()
         out = Output(folder, self.name, job.ref.fingerprint, job.label, job.pins)
@@ -262,25 +276,14 @@ def step(
     return lambda body: Step(body, version, retries, on_device, pin)
 
 
+def _show_cached(refs: list[Ref], label: str) -> State[Any]:
+    some = ", ".join(str(ref) for ref in refs[:3]) + (", ..." if len(refs) > 3 else "")
+    return Completed(name="Cached", message=f"found {some}")
+
+
 def _should_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and is_transient(error)
-
-
-def _find_or_claim(job: _Job) -> Manifest | Claim:
-    """The artifact's manifest, or the right to make it; waits while another owner lives."""
-    inputs = sorted({ref.address for ref in refs_in(job.arguments)})
-    claims = Claims(job.store, job.ref.address, job.owner, job.runtime.lease_seconds, inputs)
-    told = False
-    while (manifest := job.store.manifest(job.ref)) is None:
-        claim = claims.acquire()
-        if claim is not None:
-            return claim
-        if not told:
-            job.tell("waiting", message="somebody else computes it")
-            told = True
-        time.sleep(min(1.0, job.runtime.lease_seconds / 10))
-    return manifest
 
 
 @contextlib.contextmanager

@@ -21,7 +21,16 @@ RECORD = ROOT / "tests" / "step_versions.json"
 # Reached by every step, and no part of any result's meaning: how results are cached, found and told.
 # Calls that no import shows: what a step starts as a child process.
 STARTED = {("tasks.train", "train"): ("tasks.trainer", "run_training")}
-EXECUTION = {"tasks.step", "tasks.store", "tasks.claims", "tasks.progress", "tasks.transient", "tasks.environment"}
+EXECUTION = {
+    "tasks.step",
+    "tasks.job",
+    "tasks.planning",
+    "tasks.store",
+    "tasks.claims",
+    "tasks.progress",
+    "tasks.transient",
+    "tasks.environment",
+}
 
 
 class _WithoutWords(ast.NodeTransformer):

@@ -1,12 +1,16 @@
 """Steps as Prefect tasks: hits are seen as `Cached`, the world is retried, bugs and bad input are not."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from prefect import flow
+from prefect import flow, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.artifacts import Runtime, StoreError, TextsRef
@@ -68,11 +72,61 @@ def run_one(name: str, errors: list[str], runtime: Runtime) -> State[Any]:
     return states[0]
 
 
-def test_a_hit_is_seen_as_cached_and_holds_the_same_ref(runtime: Runtime) -> None:
-    first, second = run_one("a", [], runtime), run_one("a", [], runtime)
-    assert (first.name, second.name) == ("Completed", "Cached")
-    assert second.result() == first.result() == fragile.fn("a", [], runtime=runtime)
+def run_each(names: list[str], runtime: Runtime) -> tuple[list[TextsRef], dict[str, str]]:
+    """The refs that a flow got, and what the server shows of it: the state of each task run by name."""
+    flow_run_ids: list[Any] = []
+
+    @flow
+    def each() -> list[TextsRef]:
+        flow_run_ids.append(flow_run.get_id())
+        futures = fragile.submit_each([(name, []) for name in names], runtime=runtime, label="fragile")
+        return [future.result() for future in futures]
+
+    refs = each()
+    return refs, shown_of(flow_run_ids[0])
+
+
+def shown_of(flow_run_id: str) -> dict[str, str]:
+    """Name and state of the flow run's task runs once the server has been told of their end."""
+    query = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
+    with get_client(sync_client=True) as client:
+        for _ in range(100):
+            runs = client.read_task_runs(flow_run_filter=query)
+            if runs and all(run.state and run.state.is_final() for run in runs):
+                return {run.name: run.state.name for run in runs if run.state}
+            time.sleep(0.1)
+    raise AssertionError("the server was not told within 10 s")
+
+
+def test_a_hit_is_seen_as_cached_and_gives_the_same_ref(runtime: Runtime) -> None:
+    first, shown = run_each(["a"], runtime)
+    assert shown == {"fragile 001/001": "Completed"}
+    second, shown = run_each(["a"], runtime)
+    assert shown == {"fragile": "Cached"}
+    assert second == first == [fragile.fn("a", [], runtime=runtime)]
     assert CALLS == ["a"]
+
+
+def test_hits_share_one_task_run_and_misses_have_their_own(runtime: Runtime) -> None:
+    made, _ = run_each(["a", "b", "c"], runtime)
+    refs, shown = run_each(["a", "x", "b", "c", "y"], runtime)
+    assert shown == {
+        "fragile: 3 of 5 cached": "Cached",
+        "fragile 002/005": "Completed",
+        "fragile 005/005": "Completed",
+    }
+    assert [refs[0], refs[2], refs[3]] == made
+    assert sorted(CALLS) == ["a", "b", "c", "x", "y"]
+
+
+def test_a_hit_whose_artifact_was_withdrawn_is_computed_again(runtime: Runtime) -> None:
+    (first,), _ = run_each(["a"], runtime)
+    store = open_store(runtime)
+    manifest = store.manifest(first)
+    assert manifest is not None
+    store.withdraw(manifest)
+    (again,), shown = run_each(["a"], runtime)
+    assert (again, shown) == (first, {"fragile 001/001": "Completed"})
 
 
 def test_the_world_is_retried(runtime: Runtime) -> None:

@@ -1,0 +1,68 @@
+"""One attempt to obtain one artifact: what its body writes to, and whether somebody else is at it already."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tasks.artifacts import Manifest, Ref, Runtime, refs_in
+from tasks.claims import Claim, Claims
+from tasks.progress import Event, EventState, tell
+from tasks.store import Store
+
+K = TypeVar("K", bound=Ref)
+
+
+@dataclass
+class Output:
+    """What a step's body writes to: a private folder, facts for lineage, and its progress."""
+
+    dir: Path
+    step: str
+    fingerprint: str
+    label: str
+    pins: Mapping[str, object] = field(default_factory=dict)  # what the step's `pin` found, as it was hashed
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def ref(self, kind: type[K], **fields: object) -> K:
+        """The ref that the body returns."""
+        return kind.model_validate({"step": self.step, "fingerprint": self.fingerprint, **fields})
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """Tells how far the step is."""
+        tell(Event(self.step, self.label, "work", done=done, total=total, unit=unit))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt to obtain one artifact."""
+
+    store: Store
+    ref: Ref
+    arguments: dict[str, Any]  # Any: specs, refs and plain data
+    pins: dict[str, object]
+    runtime: Runtime
+    label: str
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    def tell(self, state: EventState, **details: Any) -> None:  # Any: the fields of an event
+        """Tells what happened to it."""
+        tell(Event(self.ref.step, self.label, state, **details))
+
+
+def find_or_claim(job: Job) -> Manifest | Claim:
+    """The artifact's manifest, or the right to make it; waits while another owner lives."""
+    inputs = sorted({ref.address for ref in refs_in(job.arguments)})
+    claims = Claims(job.store, job.ref.address, job.owner, job.runtime.lease_seconds, inputs)
+    told = False
+    while (manifest := job.store.manifest(job.ref)) is None:
+        claim = claims.acquire()
+        if claim is not None:
+            return claim
+        if not told:
+            job.tell("waiting", message="somebody else computes it")
+            told = True
+        time.sleep(min(1.0, job.runtime.lease_seconds / 10))
+    return manifest
