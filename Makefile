@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test check format lock versions clean bench-exactness check-infra bench-merging
+.PHONY: demo test check check-infra format lock versions clean bench-exactness bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -46,6 +46,10 @@ bench-exactness: $(VENV)/installed ## how wrong a teacher across tokenizers is, 
 bench-merging: $(VENV)/installed ## memory and time of merging two models of 7B shapes (needs 3 GB in build/)
 	mkdir -p build
 	$(BIN)/python -m tests.bench.merging --folder build --json build/merging.json
+bench-flow: $(VENV)/installed    ## what orchestration costs: 3 sources x 200 shards through a real server (minutes)
+
+	mkdir -p build
+	$(BIN)/python -m tests.bench.flow --json build/flow.json
 
 clean:                           ## remove the environment and caches; the store (.llm-fuse) stays
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

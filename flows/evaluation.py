@@ -6,6 +6,7 @@ from prefect import flow
 from pydantic import Field
 
 from flows.corpora import build_shards
+from flows.execution import executing
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime
 from tasks.corpus import CorpusSpec
@@ -33,11 +34,19 @@ def evaluate_model(
     runtime: Runtime = Runtime(),
 ) -> list[ReportRow]:
     """Measures models on the same documents: rows for `tasks.report.compare`, with `model` compared to the others."""
-    if not is_planning():
-        open_store(runtime).probe()
+    if is_planning():
+        return _evaluate((model, *against), corpus, spec, runtime)
+    open_store(runtime).probe()
+    with executing(runtime):
+        return _evaluate((model, *against), corpus, spec, runtime)
+
+
+def _evaluate(
+    candidates: Sequence[Candidate], corpus: CorpusSpec, spec: EvaluationSpec, runtime: Runtime
+) -> list[ReportRow]:
     shards = build_shards(corpus, "corpus held-out", runtime)
     rows = []
-    for candidate in (model, *against):
+    for candidate in candidates:
         found = candidate.model
         ref = (
             found
@@ -50,7 +59,7 @@ def evaluate_model(
     return [
         ReportRow(
             name=candidate.name,
-            role="fused" if candidate is model else "baseline",
+            role="fused" if candidate is candidates[0] else "baseline",
             model=ref if isinstance(ref, ModelRef) else ref.result(),
             evaluation=measured.result(),
         )

@@ -17,9 +17,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Failed
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.corpora import build_shards
+from flows.execution import executing
 from flows.recipe import Baseline, NamedModel, Recipe, ScratchModel
 from fusion_core.spec import Spec
 from tasks.align import align
@@ -45,7 +45,7 @@ class FusionResult(Spec):
     report: ReportRef | None = None
 
 
-@flow(name="fuse-models", flow_run_name="{recipe.name}", task_runner=ThreadPoolTaskRunner(max_workers=2))  # type: ignore[arg-type]
+@flow(name="fuse-models", flow_run_name="{recipe.name}")
 def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: FusionResult, or Prefect's failed state
     """Fuses the recipe's sources into its target. Every step is cached: run again, only what is missing is computed."""
     if is_planning():
@@ -56,7 +56,8 @@ def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: Fu
         _fuse(recipe, runtime)
     keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
     try:
-        result = _fuse(recipe, runtime)
+        with executing(runtime):
+            result = _fuse(recipe, runtime)
     except ShardsFailed as failure:
         return Failed(message=str(failure), data=failure)
     keep([result.model] if result.report is None else [result.model, result.report])

@@ -160,6 +160,9 @@ class Runtime(BaseModel):
         description="For extraction and evaluation; halved when memory runs out. Empty: what suits the device.",
     )
     max_workers: int = Field(2, gt=0, title="Parallel tasks", description="Steps in work at once in this process.")
+    task_runner: Literal["threads", "ray", "dask"] = Field(
+        "threads", title="Task runner", description="threads: this process; ray, dask: a cluster (an extra package)."
+    )
     device_slots: str | None = Field(
         None, title="Device slots", description="Name of a Prefect concurrency limit that steps on a device wait for."
     )

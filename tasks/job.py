@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tasks.artifacts import Manifest, Ref, Runtime, refs_in
 from tasks.claims import Claim, Claims
 from tasks.progress import Event, EventState, tell
+from tasks.stopping import check_stopped
 from tasks.store import Store
 
 K = TypeVar("K", bound=Ref)
@@ -31,7 +32,8 @@ class Output:
         return kind.model_validate({"step": self.step, "fingerprint": self.fingerprint, **fields})
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        """Tells how far the step is."""
+        """Tells how far the step is. Raises `Stopped` once the run has been told to end."""
+        check_stopped()
         tell(Event(self.step, self.label, "work", done=done, total=total, unit=unit))
 
 
@@ -58,6 +60,7 @@ def find_or_claim(job: Job) -> Manifest | Claim:
     claims = Claims(job.store, job.ref.address, job.owner, job.runtime.lease_seconds, inputs)
     told = False
     while (manifest := job.store.manifest(job.ref)) is None:
+        check_stopped()
         claim = claims.acquire()
         if claim is not None:
             return claim

@@ -19,6 +19,7 @@ import torch
 from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
 from tasks.engines import pick_device
 from tasks.step import Output, step
+from tasks.stopping import check_stopped, when_stopped
 from tasks.trainer import TrainingJob, TrainingSpec
 
 _ERRORS = {"input": ValueError, "store": StoreError, "transient": OSError}
@@ -85,12 +86,14 @@ def _run_child(job: TrainingJob, device: torch.device) -> Generator[dict[str, An
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment)
         with child:
             try:
-                for line in child.stdout or ():
-                    last = json.loads(line)
-                    yield last
-                code = child.wait()
+                with when_stopped(child.kill):
+                    for line in child.stdout or ():
+                        last = json.loads(line)
+                        yield last
+                    code = child.wait()
             finally:
                 child.kill()
+        check_stopped()
         if not {"facts", "error"} & last.keys():
             why = "killed, probably for memory" if code == -9 else f"exit code {code}"
             tail = words.read_text(errors="replace").strip()[-2000:]

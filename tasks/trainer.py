@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,9 +265,16 @@ def _work_folder(output: Path) -> Path:
     return output.parent / f".{output.name}-trainer"
 
 
+def _end_with_parent(parent: int) -> None:
+    """Ends this process once whoever wanted the model is gone, killed even."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main(path: str) -> int:
     """Runs the job in the file; progress, then facts or an error for users, as JSON lines."""
-    parent = os.getppid()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     records = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints is no record
 
@@ -273,8 +282,6 @@ def main(path: str) -> int:
         records.write(json.dumps(record) + "\n")
 
     def progress(done: int, total: int, unit: str) -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # whoever wanted this model is gone
         tell(done=done, total=total, unit=unit)
 
     job = TrainingJob.model_validate_json(Path(path).read_bytes())

@@ -4,20 +4,16 @@ import contextlib
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import psutil
-
 from tasks.artifacts import Runtime
 
 ROOT_VARIABLE = "LLM_FUSE_ROOT"
 DEFAULT_ROOT = "./.llm-fuse"
-_GRACE_SECONDS = 3.0
+_GRACE_SECONDS = 6.0
 
 
 def runtime_of(root: str | None, device: str | None = None, max_workers: int | None = None) -> Runtime:
@@ -54,11 +50,8 @@ def quiet_libraries(*, verbose: bool) -> None:
 
 def launch(flow: Any, *arguments: Any, runtime: Runtime, **keywords: Any) -> Any:  # Any: a flow's signature is its own
     """What the flow returns. Raises what it failed with."""
-    from prefect.task_runners import ThreadPoolTaskRunner
-
-    configured = flow.with_options(task_runner=ThreadPoolTaskRunner(max_workers=runtime.max_workers))
     with _ends_when_told():
-        state = configured(*arguments, runtime=runtime, return_state=True, **keywords)
+        state = flow(*arguments, runtime=runtime, return_state=True, **keywords)
     value = state.result(raise_on_failure=False)
     if isinstance(value, BaseException):
         raise value
@@ -70,15 +63,16 @@ def _ends_when_told() -> Iterator[None]:
     """Within the block Ctrl-C ends the process in seconds, whatever its threads are doing.
 
     A SIGTERM goes to Prefect first, which may belong to a worker, and comes here when it has told its server.
-    Left to itself, Prefect waits for the tasks in work, which may take hours. Until the end it can tell its server.
-    Claims of a process that is gone block nobody, and what it was writing is not part of any artifact.
+    Steps stop by themselves where they can (`tasks.stopping`). Should one not, the process ends all the same:
+    claims of a process that is gone block nobody, and what it was writing is not part of any artifact.
     """
+    from flows.execution import end_process_after
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr, flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what breaks now, breaks because of this
-        threading.Thread(target=_end, args=(128 + number,), daemon=True).start()
-        raise KeyboardInterrupt
+        end_process_after(_GRACE_SECONDS, 128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -86,11 +80,3 @@ def _ends_when_told() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(code: int) -> None:
-    time.sleep(_GRACE_SECONDS)
-    for child in psutil.Process().children(recursive=True):  # Prefect's server, a training
-        with contextlib.suppress(psutil.Error):
-            child.terminate()
-    os._exit(code)
