@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.recipe import Baseline, NamedModel, Recipe, ScratchModel
+from flows.run_page import run_page
 from fusion_core.spec import Spec
 from tasks.align import align
 from tasks.artifacts import FusedRef, ModelRef, Ref, ReportRef, Runtime, ShardRef
@@ -32,7 +33,7 @@ from tasks.fuse import fuse
 from tasks.lineage import RunRecord, record_run
 from tasks.report import ReportRow, Role, report
 from tasks.scratch import init_model, train_tokenizer
-from tasks.step import Future, ShardsFailed, is_planning, planning, settle
+from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
 from tasks.train import train
 from tasks.vocab import map_vocab
@@ -51,15 +52,17 @@ def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: Fu
     if is_planning():
         return _fuse(recipe, runtime)
     open_store(runtime).probe()
-    keep = keeper(recipe.name, recipe, runtime)
-    with planning() as planned:
-        _fuse(recipe, runtime)
+    keep = _keeper(recipe, runtime)
+    planned = _plan(recipe, runtime)
     keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
-    try:
-        with executing(runtime):
-            result = _fuse(recipe, runtime)
-    except ShardsFailed as failure:
-        return Failed(message=str(failure), data=failure)
+    missing = sum(entry.cached_bytes is None for entry in planned)
+    get_run_logger().info("of what is known now, %d are cached and %d to compute", len(planned) - missing, missing)
+    with run_page(recipe, open_store(runtime), lambda: _plan(recipe, runtime)):
+        try:
+            with executing(runtime):
+                result = _fuse(recipe, runtime)
+        except ShardsFailed as failure:
+            return Failed(message=str(failure), data=failure)
     keep([result.model] if result.report is None else [result.model, result.report])
     return result
 
@@ -75,6 +78,12 @@ def keeper(name: str, recipe: Recipe, runtime: Runtime) -> Callable[[Sequence[Re
         record_run(open_store(runtime), record, run_id=run_id)
 
     return keep
+
+
+def _plan(recipe: Recipe, runtime: Runtime) -> list[Planned]:
+    with planning() as planned:
+        _fuse(recipe, runtime)
+    return planned
 
 
 def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:

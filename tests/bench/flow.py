@@ -132,6 +132,7 @@ def write_recipe(folder: Path, sources: int, shards: int) -> dict[str, object]:
 def run_once(recipe_file: Path, root: Path, sources: int, shards: int, workers: int) -> Cost:
     """One run in this process, which `PREFECT_API_URL` tells where the server is."""
     from prefect import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
 
     from flows.fuse import fuse_models
     from flows.recipe import Recipe
@@ -143,7 +144,7 @@ def run_once(recipe_file: Path, root: Path, sources: int, shards: int, workers: 
         fuse_models(recipe, Runtime(root=str(root), device="cpu", max_workers=workers))
     seconds, ended = time.monotonic() - clock, time.monotonic()
     with get_client(sync_client=True) as client:
-        flow_run = client.read_flow_runs(limit=1)[0]
+        flow_run = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
         recorded, since = -1, time.monotonic()
         while time.monotonic() - since < 5.0:  # nothing new for as long: all is recorded
             filter_ = {

@@ -1,0 +1,196 @@
+"""What a run's page shows, as tables and markdown: shards, quality per source, the comparison, what came from what."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tasks.artifacts import Manifest
+from tasks.planning import Planned
+from tasks.progress import Event
+from tasks.report import Comparison
+from tasks.report.comparison import percent
+from tasks.report.evidence import Manifests, read_coverage, read_wins
+
+_COUNTER = re.compile(r" (\d+)/\d+$")
+
+
+def stage_of(label: str) -> str:
+    """The label without the shard's number: `extract neox 003/012` -> `extract neox`."""
+    return _COUNTER.sub("", label)
+
+
+@dataclass
+class Cell:
+    """What has become of one shard in one stage."""
+
+    state: str = ""
+    seconds: float = 0.0
+    failures: int = 0
+    message: str = ""
+    quarantined: int = 0
+
+    def __str__(self) -> str:
+        """`retried, computed 1.2 s, 2 quarantined`."""
+        parts = []
+        if self.failures and self.state != "failed":
+            parts.append("retried")
+        match self.state:
+            case "computed":
+                parts.append(f"computed {self.seconds:.1f} s")
+            case "failed":
+                parts.append(f"failed: {self.message}")
+            case _:
+                parts.append(self.state)
+        if self.quarantined:
+            parts.append(f"{self.quarantined} quarantined")
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass
+class Grid:
+    """One row per shard, one column per stage; fed with events while a run goes on, with manifests at its end."""
+
+    cells: dict[str, dict[str, Cell]] = field(default_factory=dict)  # by stage, then by the shard's number
+    order: Sequence[str] = ()
+
+    def add(self, event: Event) -> None:
+        """Notes an event; those of steps that have no shards are passed over."""
+        cell = self._cell(event.label)
+        if cell is None:
+            return
+        match event.state:
+            case "waiting":
+                cell.state = "waiting"
+            case "started" | "work":
+                share = f" {event.done / event.total:.0%}" if event.total else ""
+                cell.state = f"running{share}"
+            case "cached":
+                cell.state = "cached"
+            case "computed":
+                cell.state, cell.seconds = "computed", event.seconds
+            case "failed":
+                cell.state, cell.failures = "failed", cell.failures + 1
+                cell.message = " ".join(event.message.split())[:200]
+
+    def complete(self, entries: Iterable[Planned], manifests: Mapping[str, Manifest], flow_run_id: str) -> None:
+        """Adds what only the store knows: quarantined documents, and what other processes have done or left undone."""
+        entries = list(entries)
+        self.order = list(dict.fromkeys(stage_of(entry.label) for entry in entries))
+        for entry in entries:
+            cell, manifest = self._cell(entry.label), manifests.get(entry.ref.address)
+            if cell is None:
+                continue
+            if manifest is None:
+                cell.state = "failed" if cell.failures else "not computed"
+                continue
+            cell.quarantined = len(manifest.facts.get("quarantined", ()))
+            if cell.state not in ("cached", "computed"):
+                cell.state = "computed" if manifest.flow_run_id == flow_run_id else "cached"
+                cell.seconds = manifest.seconds
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table as Prefect's artifacts take it."""
+        stages = sorted(
+            self.cells, key=lambda stage: self.order.index(stage) if stage in self.order else len(self.order)
+        )
+        shards = sorted({shard for column in self.cells.values() for shard in column})
+        blank = Cell()
+        return [
+            {"shard": shard, **{stage: str(self.cells[stage].get(shard, blank)) for stage in stages}}
+            for shard in shards
+        ]
+
+    def _cell(self, label: str) -> Cell | None:
+        counter = _COUNTER.search(label)
+        if counter is None:
+            return None
+        return self.cells.setdefault(stage_of(label), {}).setdefault(counter[1], Cell())
+
+
+def quality_table(
+    target: str, sources: Sequence[str], entries: Iterable[Planned], manifests: Manifests
+) -> list[dict[str, str]]:
+    """One row per source: how much it read and kept, how much of it arrived at the target, and what it won."""
+    stages: dict[str, list[Planned]] = {}
+    for entry in entries:
+        stages.setdefault(stage_of(entry.label), []).append(entry)
+    aligned = [[entry.ref for entry in stages.get(f"align {source}", ())] for source in sources]
+    coverage = {found.source: found for found in read_coverage(sources, aligned, manifests)}  # type: ignore[arg-type]
+    wins = read_wins([target, *sources], [entry.ref for entry in stages.get("fuse", ())], manifests)  # type: ignore[misc]
+    won = dict(zip(wins.candidates, wins.total.rows_won, strict=True)) if wins else {}
+    rows = []
+    for name in (target, *sources):
+        read = [m.facts for e in stages.get(f"extract {name}", ()) if (m := manifests.get(e.ref.address)) is not None]
+        tokens = sum(facts["tokens"] for facts in read)
+        kept = sum(facts["kept_mass"] * facts["tokens"] for facts in read)
+        found = coverage.get(name)
+        rows.append(
+            {
+                "model": name,
+                "documents": f"{sum(facts['documents'] for facts in read):,}",
+                "quarantined": f"{sum(len(facts['quarantined']) for facts in read):,}",
+                "tokens": f"{tokens:,}",
+                "kept mass": f"{kept / tokens:.1%}" if tokens else "",
+                "target's rows covered": f"{found.present / max(found.rows, 1):.1%}" if found else "",
+                "kept after alignment": f"{found.kept:.1%}" if found else "",
+                "rows won": f"{won[name] / max(sum(won.values()), 1):.1%}" if name in won else "",
+            }
+        )
+    return rows
+
+
+def comparison_markdown(comparison: Comparison, place: str) -> str:
+    """The verdict, bits per byte of every model, what the fused one gained, and where the report lies."""
+    domains = [domain.name for domain in comparison.domains]
+    standings = [
+        [s.name, s.role, *(f"{d.estimate:.3f}" for d in s.domains), f"**{s.mean.estimate:.3f}**"]
+        for s in comparison.standings
+    ]
+    gains = [
+        [d.rival, *(percent(i.estimate) for i in d.domains), percent(d.mean.estimate),
+         f"{percent(d.mean.low)} .. {percent(d.mean.high)}"]
+        for d in comparison.differences
+    ]  # fmt: skip
+    parts = [comparison.verdict, _table(["bits per byte", "", *domains, "mean"], standings)]
+    if gains:
+        parts.append(_table([f"{comparison.fused.name} against", *domains, "mean", "95 % interval"], gains))
+    link = f"[{_plain(place)}](<{place}>)" if "://" in place else f"`{place}`"
+    return "\n\n".join([*parts, f"Report: {link}"])
+
+
+def lineage_markdown(entries: Iterable[Planned], manifests: Mapping[str, Manifest]) -> str:
+    """What was made from what, shards taken together, as a mermaid graph."""
+    stages: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.ref.address in manifests:
+            stages.setdefault(stage_of(entry.label), []).append(entry.ref.address)
+    home = {address: stage for stage, addresses in stages.items() for address in addresses}
+    names = {stage: f"s{number}" for number, stage in enumerate(stages)}
+    lines = ["```mermaid", "flowchart LR"]
+    for stage, addresses in stages.items():
+        count = len(set(addresses))
+        lines.append(f'  {names[stage]}["{escape_label(stage)}{f"<br/>{count} shards" if count > 1 else ""}"]')
+    edges = dict.fromkeys(
+        (home[parent.address], stage)
+        for stage, addresses in stages.items()
+        for address in addresses
+        for parent in manifests[address].inputs
+        if parent.address in home
+    )
+    lines += [f"  {names[parent]} --> {names[stage]}" for parent, stage in edges if parent != stage]
+    return "\n".join([*lines, "```"])
+
+
+def escape_label(text: str) -> str:
+    """The text for use within a quoted label of a mermaid graph."""
+    return "".join(c if c.isalnum() or c in " .,:;_-/+()" else f"#{ord(c)};" for c in " ".join(text.split()))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+
+
+def _plain(cell: str) -> str:
+    """The cell without what would end it."""
+    return " ".join(cell.replace("|", "\\|").replace("<", "&lt;").split())

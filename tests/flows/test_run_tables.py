@@ -1,0 +1,136 @@
+"""What the run page's tables say of events and manifests."""
+
+import re
+
+import pytest
+
+from flows.run_page import Work
+from flows.run_tables import Grid, comparison_markdown, escape_label, lineage_markdown
+from fusion_core.metrics import Interval
+from tasks.artifacts import AlignedRef, EvaluationRef, Manifest, ModelRef, Ref, ScoredRef
+from tasks.planning import Planned
+from tasks.progress import Event
+from tasks.report import Comparison, Difference, Domain, Standing
+
+RUN = "this-run"
+
+
+def manifest_of(ref: Ref, inputs: tuple[Ref, ...] = (), run: str = RUN, **facts: object) -> Manifest:
+    fields = {"step": ref.step, "version": 1, "fingerprint": ref.fingerprint, "ref": ref, "arguments": {}}
+    ends = {"owner": "me", "started_at": "2026-01-01", "seconds": 2.5, "flow_run_id": run}
+    return Manifest(**fields, **ends, inputs=list(inputs), facts=facts)  # type: ignore[arg-type]
+
+
+def planned(label: str, ref: Ref) -> Planned:
+    return Planned(ref.step, label, ref, None)
+
+
+def grid_of(*events: Event) -> list[dict[str, str]]:
+    grid = Grid()
+    for event in events:
+        grid.add(event)
+    return grid.rows()
+
+
+def test_a_shard_is_shown_from_start_to_end() -> None:
+    label = "extract neox 001/002"
+    steps = [
+        (Event("extract", label, "waiting"), "waiting"),
+        (Event("extract", label, "started"), "running"),
+        (Event("extract", label, "work", done=1, total=4), "running 25%"),
+        (Event("extract", label, "failed", message="OSError: the\nnet"), "failed: OSError: the net"),
+        (Event("extract", label, "started"), "retried, running"),
+        (Event("extract", label, "computed", seconds=1.25), "retried, computed 1.2 s"),
+    ]
+    for count, (_, shown) in enumerate(steps, 1):
+        assert grid_of(*(event for event, _ in steps[:count])) == [{"shard": "001", "extract neox": shown}]
+
+
+def test_stages_are_columns_and_steps_without_shards_are_left_out() -> None:
+    rows = grid_of(
+        Event("extract", "extract neox 002/002", "cached"),
+        Event("align", "align neox 001/002", "computed", seconds=1),
+        Event("train", "train neox", "computed", seconds=9),
+    )
+    assert rows == [
+        {"shard": "001", "extract neox": "", "align neox": "computed 1.0 s"},
+        {"shard": "002", "extract neox": "cached", "align neox": ""},
+    ]
+
+
+def test_the_store_knows_what_no_event_told() -> None:
+    first, second, third = (ScoredRef(step="extract", fingerprint=name) for name in "abc")
+    entries = [planned(f"extract neox 00{n}/003", ref) for n, ref in enumerate((first, second, third), 1)]
+    grid = Grid()
+    manifests = {
+        first.address: manifest_of(first, quarantined=["d1"]),
+        second.address: manifest_of(second, run="other"),
+    }
+    grid.complete(entries, manifests, RUN)
+    shown = [row["extract neox"] for row in grid.rows()]
+    assert shown == ["computed 2.5 s, 1 quarantined", "cached", "not computed"]
+
+
+def test_lineage_joins_shards_and_leads_from_inputs_to_what_was_made() -> None:
+    model = ModelRef(step="download", fingerprint="m")
+    scored = [ScoredRef(step="extract", fingerprint=f"s{n}") for n in range(2)]
+    aligned = [AlignedRef(step="align", fingerprint=f"a{n}") for n in range(2)]
+    entries = [planned('download "odd"|<b>', model)]
+    entries += [planned(f"extract neox 00{n}/002", ref) for n, ref in enumerate(scored, 1)]
+    entries += [planned(f"align neox 00{n}/002", ref) for n, ref in enumerate(aligned, 1)]
+    manifests = {model.address: manifest_of(model)}
+    manifests |= {ref.address: manifest_of(ref, (model,)) for ref in scored}
+    manifests |= {ref.address: manifest_of(ref, (scored[n],)) for n, ref in enumerate(aligned)}
+    assert lineage_markdown(entries, manifests).splitlines() == [
+        "```mermaid",
+        "flowchart LR",
+        '  s0["download #34;odd#34;#124;#60;b#62;"]',
+        '  s1["extract neox<br/>2 shards"]',
+        '  s2["align neox<br/>2 shards"]',
+        "  s0 --> s1",
+        "  s1 --> s2",
+        "```",
+    ]
+
+
+@pytest.mark.parametrize("text", ['a"]; b', "``` \n end", "x<script>", "#quot;", "größe 漢字"])
+def test_a_label_can_end_neither_its_quotes_nor_its_line(text: str) -> None:
+    escaped = escape_label(text)
+    assert not set(escaped) & set('"`<>[]\n')
+    decoded = re.sub(r"#(\d+);", lambda code: chr(int(code[1])), escaped)
+    assert decoded == " ".join(text.split())
+
+
+def test_the_comparison_names_verdict_models_and_report() -> None:
+    def standing(name: str, role: str, bits: float) -> Standing:
+        interval = Interval(bits, bits - 0.1, bits + 0.1)
+        refs = {
+            "model": ModelRef(step="train", fingerprint="m"),
+            "evaluation": EvaluationRef(step="evaluate", fingerprint="e"),
+        }
+        return Standing(name=name, role=role, domains=(interval,), mean=interval, **refs)  # type: ignore[arg-type]
+
+    gain = Interval(-0.1, -0.12, -0.08)
+    comparison = Comparison(
+        title="t",
+        domains=(Domain(name="web", documents=2, bytes=20),),
+        standings=(standing("a|b", "target", 2.0), standing("fused", "fused", 1.8)),
+        differences=(Difference(rival="a|b", role="target", mean=gain, domains=(gain,)),),
+        regressions=(),
+        resamples=10,
+        seed=0,
+    )
+    text = comparison_markdown(comparison, "s3://bucket/report.html")
+    assert comparison.verdict in text
+    assert "| a\\|b | target | 2.000 | **2.000** |" in text
+    assert "[s3://bucket/report.html](<s3://bucket/report.html>)" in text
+    assert "`/root/report.html`" in comparison_markdown(comparison, "/root/report.html")
+
+
+def test_progress_tells_speed_and_time_left() -> None:
+    work = Work("extract neox 001/002", None, since=100.0, first=0, done=500, total=2000, unit="tokens")
+    assert work.sentence(110.0) == "extract neox 001/002: 500 of 2,000 tokens, 50 tokens/s, 30 s left"
+    work = Work("train", None, since=100.0, first=1, done=1, total=9000, unit="steps")
+    assert work.sentence(110.0) == "train: 1 of 9,000 steps"
+    work.done = 2
+    assert work.sentence(110.0) == "train: 2 of 9,000 steps, 0.1 steps/s, 24 h 59 min left"
