@@ -20,7 +20,7 @@ from prefect.states import Failed
 
 from flows.corpora import build_shards
 from flows.execution import executing
-from flows.recipe import Baseline, NamedModel, Recipe, ScratchModel
+from flows.recipe import Baseline, NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
 from flows.run_page import run_page
 from fusion_core.spec import Spec
 from tasks.align import align
@@ -47,8 +47,15 @@ class FusionResult(Spec):
 
 
 @flow(name="fuse-models", flow_run_name="{recipe.name}")
-def fuse_models(recipe: Recipe, runtime: Runtime = Runtime()) -> Any:  # Any: FusionResult, or Prefect's failed state
-    """Fuses the recipe's sources into its target. Every step is cached: run again, only what is missing is computed."""
+def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any: FusionResult, or a failed state
+    """Fuses the recipe's sources into its target. Every step is cached: run again, only what is missing is computed.
+
+    Args:
+        recipe: What is fused into what, on which text, and how.
+        runtime: Where and how it is computed; changes no result.
+    """
+    if isinstance(recipe, RecipeFile):
+        recipe = recipe.load()
     if is_planning():
         return _fuse(recipe, runtime)
     open_store(runtime).probe()

@@ -1,12 +1,17 @@
 """The recipe: a whole fusion run as one closed model, read from YAML, shown as a form in the Prefect UI."""
 
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+=======
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+>>>>>>> 47516fe (The run form explains every field, has its defaults, and takes a recipe's name or place instead)
 from typing import Annotated, Any, Literal
 
 import fsspec
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from flows.reference import choose_reference
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
@@ -34,9 +39,9 @@ class ScratchModel(Spec):
     """A model trained from nothing on a corpus of its own: small experiments, the quickstart."""
 
     kind: Literal["scratch"] = "scratch"
-    architecture: ArchitectureSpec = Field(title="Architecture")
-    tokenizer: TokenizerSpec = Field(title="Tokenizer")
-    corpus: CorpusSpec = Field(title="Corpus")
+    architecture: ArchitectureSpec = Field(title="Architecture", description="Its kind and size.")
+    tokenizer: TokenizerSpec = Field(title="Tokenizer", description="Trained on the corpus below.")
+    corpus: CorpusSpec = Field(title="Corpus", description="The text that it learns from.")
     training: TrainingSpec = Field(title="Training", description="Plain language modelling; lm_weight must be 1.")
 
     @model_validator(mode="after")
@@ -54,14 +59,14 @@ ModelSource = Annotated[HubModel | LocalModel | ScratchModel, Field(discriminato
 class NamedModel(Spec):
     """A model and the name it has in tables, labels and reports."""
 
-    name: str = Field(title="Name", min_length=1, max_length=60)
-    model: ModelSource = Field(title="Model")
+    name: str = Field(title="Name", min_length=1, max_length=60, description="In tables, labels and the report.")
+    model: ModelSource = Field(title="Model", description="From the hub, from a folder, or trained here from nothing.")
 
 
 class Baseline(Spec):
     """A target trained another way, to compare with: on the same text, in the same order."""
 
-    name: str = Field(title="Name", min_length=1, max_length=60)
+    name: str = Field(title="Name", min_length=1, max_length=60, description="In the table.")
     teacher: Literal["none", "target"] = Field(
         "none", title="Teacher", description="none: language modelling alone; target: its own distributions."
     )
@@ -71,15 +76,22 @@ class Baseline(Spec):
 class Comparison(Spec):
     """What all models are measured on, and what they are compared with."""
 
-    corpus: CorpusSpec = Field(title="Held-out text")
-    spec: EvaluationSpec = Field(default_factory=EvaluationSpec, title="Reading")
-    baselines: tuple[Baseline, ...] = Field((Baseline(name="CLM only"),), title="Baselines")
-    sources: bool = Field(True, title="Measure the sources too")
+    corpus: CorpusSpec = Field(title="Held-out text", description="What no model has seen.")
+    spec: EvaluationSpec = Field(EvaluationSpec(), title="Reading", description="How models read it.")
+    baselines: tuple[Baseline, ...] = Field(
+        (Baseline(name="CLM only"),),
+        title="Baselines",
+        description="The target trained without the sources, to compare with.",
+    )
+    sources: bool = Field(
+        True, title="Measure the sources too", description="What the teachers themselves pay for the text."
+    )
 
 
 class Recipe(Spec):
     """Everything that decides what a fusion run computes."""
 
+<<<<<<< HEAD
     name: str = Field("fusion", title="Name", min_length=1, max_length=80)
     reference: bool = Field(
         False,
@@ -88,19 +100,31 @@ class Recipe(Spec):
         description="The arithmetic of the published FuseLLM code, for comparison: fixes what `flows.reference` says.",
     )
     description: str = Field("", title="Description")
+=======
+    name: str = Field("fusion", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
+    description: str = Field("", title="Description", description="For people; one sentence.")
+>>>>>>> 47516fe (The run form explains every field, has its defaults, and takes a recipe's name or place instead)
     target: NamedModel = Field(title="Target", description="The model that learns.")
     sources: tuple[NamedModel, ...] = Field(
         title="Sources", description="The models it learns from, in any number.", min_length=1
     )
     corpus: CorpusSpec = Field(title="Corpus", description="The text that all of them read.")
-    extraction: ExtractionSpec = Field(default_factory=ExtractionSpec, title="Extraction")
-    vocab_mapping: VocabMapping = Field(default_factory=BytePiece, title="Vocabulary mapping")
-    alignment: AlignmentStrategy = Field(default_factory=ByteBoundary, title="Alignment")
-    fusion: FusionStrategy = Field(default_factory=MinCE, title="Fusion")
+    extraction: ExtractionSpec = Field(
+        ExtractionSpec(), title="Extraction", description="What is kept of each model's distributions."
+    )
+    vocab_mapping: VocabMapping = Field(
+        BytePiece(),
+        title="Vocabulary mapping",
+        description="Which of the target's tokens stands for each of a source's.",
+    )
+    alignment: AlignmentStrategy = Field(
+        ByteBoundary(), title="Alignment", description="Which positions of two tokenizations belong together."
+    )
+    fusion: FusionStrategy = Field(MinCE(), title="Fusion", description="How several teachers become one.")
     target_as_teacher: bool = Field(
         False, title="Target as a teacher", description="Its own distributions are one of the candidates."
     )
-    training: TrainingSpec = Field(default_factory=TrainingSpec, title="Training")
+    training: TrainingSpec = Field(TrainingSpec(), title="Training", description="Objective and optimizer.")
     evaluation: Comparison | None = Field(None, title="Evaluation", description="Empty: train only.")
     min_shards: float = Field(1.0, gt=0, le=1, title="Shards that must succeed", description="Share of all shards.")
 
@@ -157,6 +181,41 @@ class Recipe(Spec):
                 f"names of target, sources, baselines and `fused` must differ, found {', '.join(sorted(twice))} twice"
             )
         return self
+
+
+class RecipeFile(Spec):
+    """A recipe that is shipped or lies in a file, with changes."""
+
+    source: str = Field(
+        "quickstart",
+        title="Recipe",
+        min_length=1,
+        description="Name of a shipped recipe, or a YAML file that the worker can read: a path or URL (s3://...).",
+    )
+    changes: tuple[str, ...] = Field(
+        (), title="Changes", description="Each as field=value: training.epochs=2, fusion.kind=avg_ce."
+    )
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return PurePosixPath(self.source).stem
+
+    def load(self) -> Recipe:
+        """The recipe. Raises `RecipeError`."""
+        return load_recipe(self.source, self.changes)
+
+
+def _form_of(value: object) -> str:
+    """Which of the two a value is meant to be, so that what is wrong with it is told of that one alone."""
+    is_file = "source" in value if isinstance(value, dict) else isinstance(value, RecipeFile)
+    return "file" if is_file else "recipe"
+
+
+RecipeForm = Annotated[
+    Annotated[RecipeFile, Tag("file")] | Annotated[Recipe, Tag("recipe")], Discriminator(_form_of)
+]  # fmt: skip
+"""A recipe as a flow's parameter: two tabs in Prefect's form, a file's name first."""
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -31,7 +31,9 @@ class Installed(Spec):
     """The quickstart's texts: what this Python installation carries."""
 
     kind: Literal["installed"] = "installed"
-    split: Literal["sources", "target", "fusion", "validation", "test"] = Field("fusion", title="Split")
+    split: Literal["sources", "target", "fusion", "validation", "test"] = Field(
+        "fusion", title="Split", description="Which part; no file is in two of them."
+    )
     domains: tuple[str, ...] = Field((), title="Domains", description="Only these; empty for all.")
     max_bytes_per_domain: int | None = Field(
         None, gt=0, title="Bytes per domain", description="At most; empty for all."
@@ -46,9 +48,11 @@ class HubDataset(Spec):
     revision: Annotated[str, PINNED] = Field(
         "main", title="Revision", description="Branch, tag or commit; resolved to a commit at launch."
     )
-    config: str | None = Field(None, title="Configuration")
-    split: str = Field("train", title="Split")
-    text_field: str = Field("text", title="Text column")
+    config: str | None = Field(
+        None, title="Configuration", description="The data set's configuration; empty for its only one."
+    )
+    split: str = Field("train", title="Split", description="Which part of the data set.")
+    text_field: str = Field("text", title="Text column", description="The column that holds the text.")
     domain: str = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
@@ -59,8 +63,12 @@ class Files(Spec):
     paths: Annotated[tuple[str, ...], PINNED] = Field(
         title="Paths", description="Files or globs: texts/*.txt, s3://bucket/corpus/*.parquet.", min_length=1
     )
-    format: Literal["text", "jsonl", "parquet"] = Field("text", title="Format")
-    text_field: str = Field("text", title="Text column")
+    format: Literal["text", "jsonl", "parquet"] = Field(
+        "text", title="Format", description="A document per file of text, or per row of the others."
+    )
+    text_field: str = Field(
+        "text", title="Text column", description="The column that holds the text, in JSONL and Parquet."
+    )
     domain: str = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
@@ -70,14 +78,18 @@ DocumentSource = Annotated[Installed | HubDataset | Files, Field(discriminator="
 class CorpusSpec(Spec):
     """Which documents, and how they are cut."""
 
-    documents: tuple[DocumentSource, ...] = Field(title="Documents", min_length=1)
+    documents: tuple[DocumentSource, ...] = Field(
+        title="Documents", min_length=1, description="Where the text comes from; one after the other."
+    )
     max_bytes: int = Field(
         2048, ge=16, title="Bytes per piece", description="Longer documents are cut; must fit every model's window."
     )
     shard_bytes: int = Field(
         4_000_000, gt=0, title="Bytes per shard", description="A shard is the unit of caching and retrying."
     )
-    max_documents: int | None = Field(None, gt=0, title="Documents at most")
+    max_documents: int | None = Field(
+        None, gt=0, title="Documents at most", description="Only the first ones; empty for all."
+    )
     short_documents: Literal["refuse", "drop"] = Field(
         "refuse",
         title="Documents under two characters",

@@ -20,7 +20,7 @@ COSTS = "costs.json"
 class EvaluationSpec(Spec):
     """How the held-out text is read."""
 
-    dtype: Dtype = Field("float32", title="Precision")
+    dtype: Dtype = Field("float32", title="Precision", description="Of the weights while reading.")
 
 
 @step(version=1, on_device=True)

@@ -21,8 +21,8 @@ _ROWS_PER_SHARD = 2**40  # more than any shard has: the keys of random draws nev
 class ExtractionSpec(Spec):
     """What is kept of each distribution, and which engine computes it."""
 
-    mode: ExtractionMode = Field(default_factory=TopK, title="Kept per row")
-    engine: TransformersEngine = Field(default_factory=TransformersEngine, title="Engine")
+    mode: ExtractionMode = Field(TopK(), title="Kept per row", description="Which candidates of each distribution.")
+    engine: TransformersEngine = Field(TransformersEngine(), title="Engine", description="What runs the model.")
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01,
         title="Quarantine at most",

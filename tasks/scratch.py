@@ -127,8 +127,8 @@ TokenizerSpec = Annotated[ByteLevelBpe | MetaspaceBpe, Field(discriminator="kind
 class Architecture(Spec):
     """A decoder's sizes. Weights are drawn from the seed; embedding and head share one matrix."""
 
-    hidden_size: int = Field(96, ge=8, title="Hidden size")
-    layers: int = Field(2, ge=1, title="Layers")
+    hidden_size: int = Field(96, ge=8, title="Hidden size", description="Width of the model.")
+    layers: int = Field(2, ge=1, title="Layers", description="Blocks of attention and MLP.")
     heads: int = Field(4, ge=1, title="Attention heads", description="Must divide the hidden size.")
     window: int = Field(512, ge=8, title="Context window", description="Tokens that the model reads at most.")
     seed: int = Field(0, ge=0, title="Seed", description="Of the weights.")

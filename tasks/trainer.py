@@ -58,15 +58,23 @@ class TrainingSpec(Spec):
         title="Course of that weight",
         description="rising: linearly from lm_weight to 1 over all steps, so that the teacher fades out.",
     )
-    divergence: Divergence = Field(default_factory=SoftCrossEntropy, title="Divergence from the teacher")
-    epochs: float = Field(1.0, gt=0, title="Epochs")
-    learning_rate: float = Field(1e-5, gt=0, title="Learning rate")
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field("cosine", title="Schedule")
+    divergence: Divergence = Field(
+        SoftCrossEntropy(),
+        title="Divergence from the teacher",
+        description="How a distribution is compared with the teacher's.",
+    )
+    epochs: float = Field(1.0, gt=0, title="Epochs", description="How often the corpus is seen.")
+    learning_rate: float = Field(1e-5, gt=0, title="Learning rate", description="Its highest value.")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", title="Schedule", description="How the learning rate falls after the warm-up."
+    )
     warmup_share: float = Field(0.008, ge=0, lt=1, title="Warm-up", description="Share of all steps.")
-    batch_sequences: int = Field(128, gt=0, title="Sequences per step")
-    betas: tuple[float, float] = Field((0.9, 0.95), title="Adam betas")
-    weight_decay: float = Field(0.1, ge=0, title="Weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clip")
+    batch_sequences: int = Field(
+        128, gt=0, title="Sequences per step", description="Documents in one step of the optimizer."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.95), title="Adam betas", description="Decay of the running means.")
+    weight_decay: float = Field(0.1, ge=0, title="Weight decay", description="As AdamW has it.")
+    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clip", description="Largest norm of a step's gradient.")
     dtype: Dtype = Field("float32", title="Precision", description="bfloat16 and float16 train in mixed precision.")
     seed: int = Field(0, ge=0, title="Seed", description="Of the data order.")
 
