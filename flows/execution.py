@@ -57,7 +57,7 @@ def make_task_runner(runtime: Runtime) -> TaskRunner[Any]:  # Any: what tasks re
     except ImportError as error:
         name = runtime.task_runner
         raise ValueError(
-            f"runtime.task_runner: {name} needs the package prefect-{name}, found none; "
+            f"runtime.task_runner: {name} needs the package prefect-{name}, found none that works ({error}); "
             f"pip install 'llm-fuse[{name}]' or choose threads"
         ) from error
 

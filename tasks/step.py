@@ -19,6 +19,7 @@ recomputation.
 
 import contextlib
 import functools
+import importlib
 import inspect
 import json
 import time
@@ -99,6 +100,10 @@ class Step(Generic[R]):
         self._shown: Task[..., Any] = Task(
             _show_cached, name=self.name, task_run_name="{label}", cache_policy=NO_CACHE, persist_result=False
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name: a cluster's workers import the step, with its code and its Prefect task, as every process does."""
+        return _step_named, (self.body.__module__, self.body.__qualname__)
 
     def fn(self, *args: Any, runtime: Runtime, label: str = "", **kwargs: Any) -> R:
         """The artifact's ref, from the store or computed now, without Prefect."""
@@ -274,6 +279,10 @@ def step(
     pin: called with the semantic arguments and the runtime; plain data that joins the fingerprint.
     """
     return lambda body: Step(body, version, retries, on_device, pin)
+
+
+def _step_named(module: str, name: str) -> Any:  # Any: a step
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 def _show_cached(refs: list[Ref], label: str) -> State[Any]:

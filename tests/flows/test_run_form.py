@@ -87,7 +87,7 @@ def test_a_named_recipe_is_the_recipe_with_its_changes() -> None:
     named = RecipeFile(source="quickstart", changes=("training.epochs=3", "name=mine"))
     assert named.load() == load_recipe("quickstart", ["training.epochs=3", "name=mine"])
     assert (named.name, RecipeFile(source="s3://bucket/paper-7b.yaml").name) == ("quickstart", "paper-7b")
-    with pytest.raises(RecipeError, match="or one of .*quickstart"):
+    with pytest.raises(RecipeError, match=r"or one of .*quickstart"):
         RecipeFile(source="no-such").load()
 
 
