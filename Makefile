@@ -46,8 +46,8 @@ bench-exactness: $(VENV)/installed ## how wrong a teacher across tokenizers is, 
 bench-merging: $(VENV)/installed ## memory and time of merging two models of 7B shapes (needs 3 GB in build/)
 	mkdir -p build
 	$(BIN)/python -m tests.bench.merging --folder build --json build/merging.json
-bench-flow: $(VENV)/installed    ## what orchestration costs: 3 sources x 200 shards through a real server (minutes)
 
+bench-flow: $(VENV)/installed    ## what orchestration costs: 3 sources x 200 shards through a real server (minutes)
 	mkdir -p build
 	$(BIN)/python -m tests.bench.flow --json build/flow.json
 

@@ -3,16 +3,25 @@
 from prefect import flow
 
 from flows.corpora import build_shards
+from flows.execution import executing
 from flows.fuse import extract_shards, keeper, obtain_model
-from flows.recipe import NamedModel, Recipe
+from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm
 from tasks.artifacts import Runtime, ScoredRef
 from tasks.step import is_planning, planning, settle
 from tasks.store import open_store
 
 
 @flow(name="extract-source", flow_run_name="extract {source} of {recipe.name}")
-def extract_source(recipe: Recipe, source: str, runtime: Runtime = Runtime()) -> list[ScoredRef]:
-    """What one model of a recipe says about every shard; a fusion by the same recipe finds it done."""
+def extract_source(recipe: RecipeForm, source: str, runtime: Runtime = Runtime()) -> list[ScoredRef]:
+    """What one model of a recipe says about every shard; a fusion by the same recipe finds it done.
+
+    Args:
+        recipe: The recipe that the fusion will run by.
+        source: The name that the model has in it; the target's, too.
+        runtime: Where and how it is computed; changes no result.
+    """
+    if isinstance(recipe, RecipeFile):
+        recipe = recipe.load()
     models = {model.name: model for model in (recipe.target, *recipe.sources)}
     if source not in models:
         raise ValueError(f"source: expected one of {', '.join(models)}, found {source!r}")
@@ -23,7 +32,8 @@ def extract_source(recipe: Recipe, source: str, runtime: Runtime = Runtime()) ->
     with planning() as planned:
         _extract(recipe, models[source], runtime)
     keep([entry.ref for entry in planned])  # garbage would be what no fusion has come to yet
-    scored = _extract(recipe, models[source], runtime)
+    with executing(runtime):
+        scored = _extract(recipe, models[source], runtime)
     keep(scored)
     return scored
 

@@ -59,7 +59,7 @@ def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any
     if is_planning():
         return _fuse(recipe, runtime)
     open_store(runtime).probe()
-    keep = _keeper(recipe, runtime)
+    keep = keeper(recipe.name, recipe, runtime)
     planned = _plan(recipe, runtime)
     keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
     missing = sum(entry.cached_bytes is None for entry in planned)

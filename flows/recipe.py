@@ -1,12 +1,7 @@
 """The recipe: a whole fusion run as one closed model, read from YAML, shown as a form in the Prefect UI."""
 
-<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-=======
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
->>>>>>> 47516fe (The run form explains every field, has its defaults, and takes a recipe's name or place instead)
 from typing import Annotated, Any, Literal
 
 import fsspec
@@ -91,19 +86,14 @@ class Comparison(Spec):
 class Recipe(Spec):
     """Everything that decides what a fusion run computes."""
 
-<<<<<<< HEAD
-    name: str = Field("fusion", title="Name", min_length=1, max_length=80)
+    name: str = Field("fusion", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
     reference: bool = Field(
         False,
         strict=True,
         title="As in the original",
         description="The arithmetic of the published FuseLLM code, for comparison: fixes what `flows.reference` says.",
     )
-    description: str = Field("", title="Description")
-=======
-    name: str = Field("fusion", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
     description: str = Field("", title="Description", description="For people; one sentence.")
->>>>>>> 47516fe (The run form explains every field, has its defaults, and takes a recipe's name or place instead)
     target: NamedModel = Field(title="Target", description="The model that learns.")
     sources: tuple[NamedModel, ...] = Field(
         title="Sources", description="The models it learns from, in any number.", min_length=1
