@@ -35,7 +35,14 @@ def extracting(bench: Bench, process: psutil.Process) -> bool:
 
 def training(bench: Bench, process: psutil.Process) -> bool:
     """Whether a child process trains."""
-    return any("tasks.trainer" in child.cmdline() for child in process.children(recursive=True))
+    return any("tasks.trainer" in _words_of(child) for child in process.children(recursive=True))
+
+
+def _words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 @pytest.mark.parametrize("at_work", [extracting, training])
