@@ -8,8 +8,9 @@ With full coverage that is lm_weight * CLM + (1 - lm_weight) * divergence; an ab
 divergences are a mean over tokens: rows without a label (a sequence's last) count there, so all rows are to be passed.
 
 Nothing dense is kept: the logits of a chunk of rows are computed, scored, overwritten by their own gradient,
-multiplied into the gradients of the hidden states and of the head, and dropped (Hsu et al. 2024, Liger
-Kernel). `fusion_core.objective` has the formulas, `fusion_core.divergences` the table of divergences.
+multiplied into the gradients of the hidden states and of the head, and overwritten by the next chunk's (Hsu et al.
+2024, Liger Kernel). Every logit is computed once: three products of matrices as with full logits, none twice.
+`fusion_core.objective` has the formulas, `fusion_core.divergences` the table of divergences.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from fusion_core.divergences import Divergence, SoftCrossEntropy
 from fusion_core.objective import IGNORED_LABEL, Objective
 from fusion_core.types import TokenDist
 
-_CHUNK_ELEMENTS = 2**24  # 64 MiB of fp32 logits at a time
+_CHUNK_ELEMENTS = 2**24  # 64 MiB of fp32 logits at a time ...
+_CHUNK_ROWS = 512  # ... and no fewer rows: each chunk reads and writes the head's whole gradient for them
 
 
 def raise_lm_weight(start: float, step: int, max_steps: int) -> float:
@@ -69,7 +71,8 @@ def fusion_loss(
     teacher: one row per row of `hidden`.
     num_labels: what the sums are divided by, to average over several calls or processes; the labels of this
         call by default. Without any label the loss is 0.
-    chunk_rows: rows of logits at a time; bounds the memory, changes nothing but rounding.
+    chunk_rows: rows of logits at a time; bounds the memory, changes nothing but rounding. By default 64 MiB of fp32
+        logits, or 512 rows where these are more: the time of narrower chunks goes into the head's gradient.
 
     The gradients are computed with the loss, in fp32 (float64 for float64 states), so one backward pass
     is possible. Raises ValueError for shapes that don't fit, labels out of range, or a larger vocabulary.
@@ -77,7 +80,7 @@ def fusion_loss(
     objective = _check(Objective(labels, teacher, divergence, lm_weight), hidden.shape[0], head_weight.shape[0])
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    chunk_rows = chunk_rows or max(1, _CHUNK_ELEMENTS // head_weight.shape[0])
+    chunk_rows = chunk_rows or _choose_chunk_rows(head_weight.shape[0])
     count = _count_labels(labels, num_labels)
     objective = _scale_teacher(objective, count)
     arguments = (hidden, head_weight, head_bias, objective, count, chunk_rows, torch.is_grad_enabled())
@@ -96,7 +99,7 @@ def fusion_loss_from_logits(
 ) -> FusionLoss:
     """The same as `fusion_loss` for a model whose head can't be taken apart; one copy of the logits is made."""
     objective = _check(Objective(labels, teacher, divergence, lm_weight), *logits.shape)
-    chunk_rows = chunk_rows or max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    chunk_rows = chunk_rows or _choose_chunk_rows(logits.shape[1])
     count = _count_labels(labels, num_labels)
     objective = _scale_teacher(objective, count)
     arguments = (logits, objective, count, chunk_rows, torch.is_grad_enabled())
@@ -124,15 +127,19 @@ class _HeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=dtype) if wanted[1] else None
         grad_bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and wanted[2] else None
         sums = torch.zeros(4, dtype=dtype, device=hidden.device)
+        buffers = _allocate_chunk(hidden, weight.shape[0], chunk_rows)
         for rows, chunk in objective.chunks(chunk_rows):
-            logits = (hidden[rows] @ head.T).to(dtype)
+            product, logits = (buffer[: rows.stop - rows.start] for buffer in buffers)
+            torch.mm(hidden[rows], head.T, out=product)
+            _copy(product, logits)
             if bias is not None:
                 logits += bias
             sums += chunk.score(logits, any(wanted))
+            _copy(logits, product)  # the gradient, rounded as its products want it
             if grad_hidden is not None:
-                grad_hidden[rows] = logits.to(hidden.dtype) @ head
+                torch.mm(product, head, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, logits.to(hidden.dtype), hidden[rows])
+                _add_product(grad_weight, product, hidden[rows])
             if grad_bias is not None:
                 grad_bias += logits.sum(0)
         return _finish(ctx, sums, num_labels, [grad_hidden, grad_weight, grad_bias], [hidden, weight, bias])
@@ -154,8 +161,9 @@ class _LogitsLoss(torch.autograd.Function):
         wanted = with_grad and ctx.needs_input_grad[0]
         grad = torch.empty_like(logits) if wanted else None
         sums = torch.zeros(4, dtype=dtype, device=logits.device)
+        buffer = torch.empty(min(chunk_rows, len(logits)), logits.shape[1], dtype=dtype, device=logits.device)
         for rows, part in objective.chunks(chunk_rows):
-            chunk = logits[rows].to(dtype, copy=True).contiguous()
+            chunk = buffer[: rows.stop - rows.start].copy_(logits[rows])
             sums += part.score(chunk, wanted)
             if grad is not None:
                 grad[rows] = chunk
@@ -191,6 +199,21 @@ def _scale_grads(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     ctx.grads = None
     scale = grad_loss / ctx.num_labels
     return [None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
+
+
+def _choose_chunk_rows(vocab_size: int) -> int:
+    return max(_CHUNK_ROWS, _CHUNK_ELEMENTS // vocab_size)
+
+
+def _allocate_chunk(hidden: Tensor, vocab_size: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
+    """Room for the logits of a chunk as they are multiplied and as they are scored; the same one for equal dtypes."""
+    product = hidden.new_empty(min(chunk_rows, len(hidden)), vocab_size)
+    return product, product.to(_compute_dtype(hidden))
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    if source.dtype != target.dtype:  # else they are one
+        target.copy_(source)
 
 
 def _add_product(grad_weight: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:

@@ -75,6 +75,28 @@ def test_a_chunked_head_has_the_loss_and_gradients_of_its_logits(
         torch.testing.assert_close(one, reference, rtol=1e-10, atol=1e-13)
 
 
+def test_chunks_by_default_have_the_loss_and_gradients_of_dense_float64_logits() -> None:
+    rows, vocab = 520, 33_000  # two chunks by default
+    generator = torch.Generator().manual_seed(4)
+    hidden, weight = (torch.randn(n, 4, generator=generator, requires_grad=True) for n in (rows, vocab))
+    labels = torch.randint(vocab, (rows,), generator=generator)
+    dist = TopK(k=5)(torch.randn(rows, vocab, generator=generator) * 3, vocab)
+    found = fusion_loss(hidden, weight, labels, dist, lm_weight=0.3)
+
+    logprobs = (hidden.double() @ weight.double().T).log_softmax(1)
+    kept = logprobs.gather(1, dist.ids.view(rows, 5))
+    mass = dist.logprobs.view(rows, 5).double().exp()
+    others = (1 - kept.exp().sum(1)).log()
+    divergence = -(mass * kept).sum(1) - dist.tail_logprob.double().exp() * others
+    expected = (0.3 * functional.nll_loss(logprobs, labels, reduction="none") + 0.7 * divergence).mean()
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    inputs = [hidden, weight]
+    for one, reference in zip(
+        torch.autograd.grad(found.loss, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, reference, rtol=1e-4, atol=1e-6 * float(reference.abs().max()))
+
+
 def full_teacher() -> TokenDist:
     return TopK(k=VOCAB)(torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(9)), VOCAB)
 
