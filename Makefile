@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test check check-infra format lock versions clean bench-exactness bench-merging bench-flow
+.PHONY: demo test check check-infra format lock versions clean bench bench-exactness bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -38,6 +38,9 @@ lock:                            ## resolve pyproject.toml anew into constraints
 	  | sed 's/+cpu$$//' \
 	  | grep -viE '^(pip|setuptools|wheel|triton|nvidia-|cuda-|llm-fuse)' > constraints.txt
 	rm -rf build/lock
+
+bench: $(VENV)/installed         ## times and memory against twins in the same run; BENCH="losses" runs one
+	$(BIN)/python -m tests.bench $(BENCH) --json build/bench.json
 
 bench-exactness: $(VENV)/installed ## how wrong a teacher across tokenizers is, by enumeration
 	mkdir -p build

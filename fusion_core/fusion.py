@@ -83,7 +83,14 @@ class AvgCE(_ByCost):
     """All candidates teach, with weights softmax(-cost / tau).
 
     The weights differ by a factor of e where the costs differ by `tau`; the default makes a tenth of a bit
-    per byte matter. For what truncated candidates leave unknown, see `mix`.
+    per byte matter.
+
+    Where the candidates keep the same ids, or everything, training on the mixture is training on the weighted sum of
+    their divergences, if these are linear in the teacher (SoftCrossEntropy; ForwardKL up to a constant). Where they
+    don't, it lacks the tails: one row can't hold masses outside different ids, so the tail of a candidate that
+    doesn't keep the whole union is unknown (see `mix`). Its term is left out and its weight goes to the label, which
+    may be a kept id: the kept ids are pulled up by more than the sum would, by that weight at most. The fewer
+    candidates a row keeps, the more; `MinCE` leaves tails as they are.
     """
 
     kind: Literal["avg_ce"] = "avg_ce"
