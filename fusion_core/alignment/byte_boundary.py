@@ -2,21 +2,25 @@
 
 import warnings
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from fusion_core.alignment.context import LEFT_OUT, find_targets
 from fusion_core.alignment.continuations import NO_READ, Continuations, continue_text
-from fusion_core.alignment.entries import cast_logprobs, log_sum, make_rows
+from fusion_core.alignment.entries import NO_ROW, cast_logprobs, log_sum, make_rows
 from fusion_core.alignment.pair import Pair
-from fusion_core.alignment.rows import common_rows, spans, spent_nats, stand
+from fusion_core.alignment.projection import project_rows
+from fusion_core.alignment.rows import Standing, common_rows, spans, spent_nats, stand
 from fusion_core.alignment.source_text import SourceText
+from fusion_core.distributions import choose_rows
 from fusion_core.spec import Spec
 from fusion_core.types import NO_BOUNDARY, Aligned, Scored, TokenDist, Tokens
+
+Rows = TypeVar("Rows", TokenDist, Continuations)
 
 
 class ByteBoundary(Spec):
@@ -79,17 +83,34 @@ class ByteBoundary(Spec):
             warnings.warn("cover makes rows worse without vocab_mapping canonical; use both or none", stacklevel=2)
         common = common_rows(source.tokens, target)
         spent = spent_nats(source)
-        span_nll, span_tokens = spans(spent, target, common)
         standing = stand(source.tokens, target, pair, common, self.bridge)
+        if self.cover or self.lookahead or pair.vocab_map.in_context:
+            dist = self._refine(source, spent, standing, target, pair)
+        else:
+            inside = standing.inside > 0
+            dist = project_rows(self._trust(source.dist, pair), standing.row.where(~inside, NO_ROW), pair)
+            if bool(inside.any()):
+                within = Standing(standing.row.where(inside, NO_ROW), standing.inside)
+                dist = choose_rows(inside, self._refine(source, spent, within, target, pair), dist)
+        return Aligned(dist, *spans(spent, target, common))
+
+    def _refine(
+        self, source: Scored, spent: Float[Tensor, "source_tokens"], standing: Standing, target: Tokens, pair: Pair
+    ) -> TokenDist:
+        """What the source says about each row where the target stands somewhere, piece of text by piece of text."""
         text = SourceText(source, spent, pair, with_labels=self.lookahead > 0)
         found = continue_text(text, standing, _label_ends(target), self.cover, self.lookahead, self.max_unknown)
         targets = find_targets(found, source.tokens, target, pair)
         if self.tail == "strict":
-            refined = self.cover or self.lookahead or self.bridge or pair.vocab_map.in_context
-            found = _doubt_tails(found, None if refined else _certain_tails(found, targets, pair))
-        dist = _count(found, targets, pair)
+            found = _doubt_tails(found)
         dtype = torch.promote_types(source.dist.logprobs.dtype, torch.float32)
-        return Aligned(cast_logprobs(dist, dtype), span_nll, span_tokens)
+        return cast_logprobs(_count(found, targets, pair), dtype)
+
+    def _trust(self, dist: TokenDist, pair: Pair) -> TokenDist:
+        """The source's rows with the tail that they keep where nothing but their ids is looked at."""
+        if self.tail == "outside":
+            return dist
+        return _doubt_tails(dist, None if self.bridge else ~_certain_tails(dist, pair))
 
 
 def _label_ends(target: Tokens) -> Int[Tensor, "target_tokens"]:
@@ -119,24 +140,22 @@ def _count(found: Continuations, targets: Int[Tensor, "entries"], pair: Pair) ->
     return make_rows(row, targets[maps], logprobs, tail, unknown, pair.target.size)
 
 
-def _certain_tails(found: Continuations, targets: Int[Tensor, "entries"], pair: Pair) -> Bool[Tensor, "target_tokens"]:
-    """The rows where no source id outside the row's candidates maps to a kept target id, or to who knows where."""
-    num_rows, maps = len(found.tail_logprob), targets >= 0
-    homeless = pair.homeless.to(targets.device)
-    kept = torch.unique(found.row[maps] * pair.target.size + targets[maps])
-    preimages = pair.preimages.to(targets.device)[kept % pair.target.size]
-    sources_kept = torch.bincount(found.row[maps], minlength=num_rows)
+def _certain_tails(dist: TokenDist, pair: Pair) -> Bool[Tensor, "rows"]:
+    """The rows where no source id outside the candidates maps to a target id of theirs, or to who knows where."""
+    device, row = dist.ids.device, dist.row_of_entry
+    homeless, targets = pair.homeless.to(device), pair.vocab_map.ids.to(device)[dist.ids.long()]
+    maps = targets >= 0
+    kept = torch.unique(row[maps] * pair.target.size + targets[maps])
+    preimages = pair.preimages.to(device)[kept % pair.target.size]
+    sources_kept = torch.bincount(row[maps], minlength=dist.num_rows)
     sources_of_kept = torch.zeros_like(sources_kept).index_add_(0, kept // pair.target.size, preimages)
-    homeless_kept = torch.bincount(found.row[homeless[found.token]], minlength=num_rows)
+    homeless_kept = torch.bincount(row[homeless[dist.ids.long()]], minlength=dist.num_rows)
     return (sources_kept == sources_of_kept) & (homeless_kept == homeless.sum())
 
 
-def _doubt_tails(found: Continuations, certain: Bool[Tensor, "target_tokens"] | None) -> Continuations:
-    """The same with the tail of all rows that aren't certain unknown."""
-    doubted = torch.ones_like(found.tail_logprob, dtype=torch.bool) if certain is None else ~certain
-    moved = found.tail_logprob.masked_fill(~doubted, -torch.inf)
-    return replace(
-        found,
-        tail_logprob=found.tail_logprob.masked_fill(doubted, -torch.inf),
-        unknown_logprob=torch.logaddexp(found.unknown_logprob, moved),
-    )
+def _doubt_tails(rows: Rows, doubted: Bool[Tensor, "rows"] | None = None) -> Rows:
+    """The same with the tail of the doubted rows unknown, by default of all."""
+    tail = rows.tail_logprob
+    doubted = torch.ones_like(tail, dtype=torch.bool) if doubted is None else doubted
+    unknown = torch.logaddexp(rows.unknown_logprob, tail.masked_fill(~doubted, -torch.inf))
+    return replace(rows, tail_logprob=tail.masked_fill(doubted, -torch.inf), unknown_logprob=unknown)

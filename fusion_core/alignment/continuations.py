@@ -9,6 +9,7 @@ itself followed by each candidate of its next row: a finer partition of the same
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,6 +73,14 @@ class _Part:
         kept = log_sum(self.row, self.logprobs, len(self.tail))
         return torch.logaddexp(torch.logaddexp(kept, self.tail), self.lost)
 
+    def join(self, other: "_Part") -> "_Part":
+        """The entries of both, and the weights of what neither has as entries."""
+        columns = ((self.row, other.row), (self.token, other.token), (self.skip, other.skip))
+        row, token, skip = (torch.cat(column) for column in columns)
+        logprobs = torch.cat([self.logprobs, other.logprobs])
+        tail, lost = torch.logaddexp(self.tail, other.tail), torch.logaddexp(self.lost, other.lost)
+        return _Part(row, token, skip, logprobs, tail, lost)
+
     def without(self, rows: Bool[Tensor, "rows"]) -> "_Part":
         """The same with nothing in the given rows."""
         keep = ~rows[self.row]
@@ -93,32 +102,40 @@ def continue_text(
     max_unknown: a row whose unkept covers may weigh more than this share of it goes without covers.
     """
     path = _follow_path(source, standing)
+    weight = torch.zeros_like(path.tail).masked_fill(standing.row == NO_ROW, -torch.inf)
+    if bool((standing.inside > 0).any()):
+        beyond = _go_on(source, standing)
+        path, weight = path.join(beyond), beyond.total().where(standing.inside > 0, weight)
     covers = [_find_covers(source, standing, back) for back in range(1, cover + 1)]
-    found = _weigh(path, covers, standing, max_unknown)
+    found = _weigh(path, weight, reduce(_Part.join, covers) if covers else None, max_unknown)
     return look_ahead(source, standing, label_end, found, lookahead) if lookahead else found
 
 
 def _follow_path(source: SourceText, standing: Standing) -> _Part:
-    """What the source rows expect. Inside a token: those of the candidates that go on past the target's boundary.
+    """What the source's rows expect at the boundaries that it shares with the target."""
+    start = standing.row.where(standing.inside == 0, NO_ROW)
+    row, token, logprobs = gather_entries(source.dist, start)
+    tail, unknown = gather_missing(source.dist, start)
+    return _Part(row, token, torch.zeros_like(row), logprobs, tail, unknown.masked_fill(start == NO_ROW, -torch.inf))
+
+
+def _go_on(source: SourceText, standing: Standing) -> _Part:
+    """Inside the source's tokens: those of its candidates that go on past the target's boundary.
 
     The one that ends right there would go on in a way that nobody computed: its mass is tail. Of candidates that would
     have ended earlier nothing is known either, but a tokenizer hardly ever cuts the same bytes in two ways.
     """
-    row, token, logprobs = gather_entries(source.dist, standing.row)
-    tail, unknown = gather_missing(source.dist, standing.row)
-    unknown = unknown.masked_fill(standing.row == NO_ROW, -torch.inf)
-    within = standing.inside > 0
-    if not bool(within.any()):
-        return _Part(row, token, torch.zeros_like(row), logprobs, tail, unknown)
-    text = Text(source.content, source.ends[standing.row], standing.inside)
+    start = standing.row.where(standing.inside > 0, NO_ROW)
+    text = Text(source.content, source.ends[start], standing.inside)
+    row, token, logprobs = gather_entries(source.dist, start)
     begins = begin_with(source.surfaces, token, text, row)
     row, token, logprobs = row[begins], token[begins], logprobs[begins]
     skip = standing.inside[row]
-    stops = (skip > 0) & (source.surfaces.lengths[token] == skip)
-    lost = source.bound_lost(standing.row, text, torch.bincount(row, minlength=len(tail)))
-    tail = log_sum(row[stops], logprobs[stops], len(tail)).where(within, tail)
-    unknown = torch.logaddexp(unknown, lost).where(within, unknown)
-    return _Part(row[~stops], token[~stops], skip[~stops], logprobs[~stops], tail, unknown)
+    stops = source.surfaces.lengths[token] == skip
+    unknown = gather_missing(source.dist, start)[1].masked_fill(start == NO_ROW, -torch.inf)
+    lost = source.bound_lost(start, text, torch.bincount(row, minlength=len(start)))
+    tail = log_sum(row[stops], logprobs[stops], len(start))
+    return _Part(row[~stops], token[~stops], skip[~stops], logprobs[~stops], tail, torch.logaddexp(unknown, lost))
 
 
 def _find_covers(source: SourceText, standing: Standing, back: int) -> _Part:
@@ -140,27 +157,26 @@ def _find_covers(source: SourceText, standing: Standing, back: int) -> _Part:
     )
 
 
-def _weigh(path: _Part, covers: Sequence[_Part], standing: Standing, max_unknown: float) -> Continuations:
-    """Path and covers over their common total: the path weighs 1, or what is left of it inside a token."""
-    own = path.total().where(standing.inside > 0, 0.0)
+def _weigh(path: _Part, weight: Float[Tensor, "rows"], covers: _Part | None, max_unknown: float) -> Continuations:
+    """Path and covers over their common total.
+
+    weight: log of the path's: 1, or what is left of it inside a token, or nothing where the target stands nowhere.
+    """
+    parts, total = path, weight
     if covers:
-        lost = torch.stack([part.lost for part in covers]).logsumexp(0)
-        total = torch.stack([own, *(part.total() for part in covers)]).logsumexp(0)
-        unsure = (lost - total).nan_to_num(nan=-torch.inf).exp() > max_unknown
-        covers = [part.without(unsure) for part in covers]
-    parts = [path, *covers]
-    total = torch.stack([own, *(part.total() for part in covers)]).logsumexp(0).clamp(min=torch.finfo(own.dtype).min)
-    row = torch.cat([part.row for part in parts])
-    unknown = torch.stack([part.lost for part in parts]).logsumexp(0) - total
-    nothing = (standing.row == NO_ROW) | (total == torch.finfo(own.dtype).min)
+        unsure = (covers.lost - torch.logaddexp(weight, covers.total())).nan_to_num(nan=-torch.inf).exp() > max_unknown
+        covers = covers.without(unsure)
+        parts, total = path.join(covers), torch.logaddexp(weight, covers.total())
+    nothing, total = total == -torch.inf, total.clamp(min=torch.finfo(total.dtype).min)
+    row = parts.row
     return Continuations(
         row=row,
         read=torch.full_like(row, NO_READ),
-        token=torch.cat([part.token for part in parts]),
-        skip=torch.cat([part.skip for part in parts]),
-        logprobs=torch.cat([part.logprobs for part in parts]) - total[row],
+        token=parts.token,
+        skip=parts.skip,
+        logprobs=parts.logprobs - total[row],
         tail_logprob=path.tail - total,
-        unknown_logprob=unknown.masked_fill(nothing, 0.0),
+        unknown_logprob=(parts.lost - total).masked_fill(nothing, 0.0),
         reads=Reads(row[:0], row[:0], row[:0]),
     )
 

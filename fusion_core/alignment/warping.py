@@ -8,8 +8,9 @@ from jaxtyping import Bool, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fusion_core.alignment.entries import NO_ROW, cast_logprobs, gather_entries, gather_missing, log_sum, make_rows
+from fusion_core.alignment.entries import NO_ROW, cast_logprobs, gather_entries, log_sum, make_rows
 from fusion_core.alignment.pair import Pair
+from fusion_core.alignment.projection import project_rows
 from fusion_core.alignment.rows import common_rows, spans, spent_nats
 from fusion_core.dtw import Sequences, warp
 from fusion_core.reference.extraction import mean_nll
@@ -67,7 +68,7 @@ class _Warped(Spec):
         if self.reference:
             dist = _project_as_original(source.dist, row, target, pair)
         else:
-            dist = _project(source.dist, row, pair)
+            dist = project_rows(source.dist, row, pair)
             if self.unmatched == "label":
                 dist = _fill_with_labels(dist, row, target)
         dtype = torch.promote_types(source.dist.logprobs.dtype, torch.float32)
@@ -173,21 +174,6 @@ def _first_places(tokens: Tokens, vocabulary: Vocabulary) -> list[int]:
     docs = tokens.doc_of_token.cpu()[places]
     is_first = docs.diff(prepend=docs[:1] - 1) != 0
     return [int(place) for place in places[is_first]]
-
-
-def _project(dist: TokenDist, row: Int[Tensor, "target_tokens"], pair: Pair) -> TokenDist:
-    """The source's rows `row` on the target's ids, collisions summed; absent for -1.
-
-    Candidates that the map sends nowhere are unknown mass if they have bytes, else tail.
-    """
-    owner, source_ids, logprobs = gather_entries(dist, row)
-    target_ids = pair.vocab_map.ids.to(owner.device)[source_ids]
-    maps, has_bytes = target_ids >= 0, pair.homeless.to(owner.device)[source_ids]
-    nowhere, lost = ~maps & ~has_bytes, ~maps & has_bytes
-    tail, unknown = gather_missing(dist, row)
-    tail = torch.logaddexp(tail, log_sum(owner[nowhere], logprobs[nowhere], len(row)))
-    unknown = torch.logaddexp(unknown, log_sum(owner[lost], logprobs[lost], len(row)))
-    return make_rows(owner[maps], target_ids[maps], logprobs[maps], tail, unknown, pair.target.size)
 
 
 def _fill_with_labels(dist: TokenDist, row: Int[Tensor, "target_tokens"], target: Tokens) -> TokenDist:

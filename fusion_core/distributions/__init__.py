@@ -16,6 +16,7 @@ from fusion_core.distributions.modes import (
 )
 from fusion_core.distributions.rows import (
     absent_rows,
+    choose_rows,
     concatenate,
     filled_slots,
     mix,
@@ -32,6 +33,7 @@ __all__ = [
     "TopK",
     "TopP",
     "absent_rows",
+    "choose_rows",
     "concatenate",
     "filled_slots",
     "finite_rows",

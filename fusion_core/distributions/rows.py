@@ -57,6 +57,12 @@ def take_rows(dist: TokenDist, index: Int[Tensor, "taken"]) -> TokenDist:
     )
 
 
+def choose_rows(first: Bool[Tensor, "rows"], ours: TokenDist, others: TokenDist) -> TokenDist:
+    """Our rows where `first` says so, the others' elsewhere."""
+    index = torch.arange(len(first), device=first.device)
+    return take_rows(concatenate([ours, others]), index + len(first) * ~first)
+
+
 def pad(dist: TokenDist) -> tuple[Int[Tensor, "rows width"], Float[Tensor, "rows width"]]:
     """Ids and log-probabilities as rectangles as wide as the widest row; padding is id 0 with -inf."""
     filled = filled_slots(dist)
