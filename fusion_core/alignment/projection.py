@@ -1,16 +1,8 @@
-"""Whole rows of a source on the target's ids: what every alignment does where nothing has to be refined.
-
-On the CPU one kernel goes through the rows, which are short: no entry is written down twice, and no list is sorted that
-is longer than a row. On another device the same is done with all entries of the shard at once.
-"""
-
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+"""Whole rows of a source on the target's ids: what every alignment does where nothing has to be refined."""
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion_core.alignment.entries import (
@@ -22,24 +14,28 @@ from fusion_core.alignment.entries import (
     make_rows,
 )
 from fusion_core.alignment.pair import Pair
-from fusion_core.distributions import concatenate
+from fusion_core.distributions.kernels import (
+    Doubles,
+    Flags,
+    Places,
+    RaggedRows,
+    as_arrays,
+    log_add,
+    make_in_blocks,
+    new_rows,
+    trim,
+    write_row,
+)
 from fusion_core.edit_distance import compiled
 from fusion_core.types import TokenDist
-
-Floats = NDArray[np.float32] | NDArray[np.float64]
-Doubles = NDArray[np.float64]
-Places = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-
-SHORT = 32
-"""Rows of up to so many candidates are sorted by insertion."""
 
 
 def project_rows(dist: TokenDist, row: Int[Tensor, "target_tokens"], pair: Pair) -> TokenDist:
     """The source's rows `row` on the target's ids, collisions summed, ids rising in a row; absent for -1.
 
     Candidates that the map sends nowhere are unknown mass if they have bytes, else tail. Log-probabilities are fp32, or
-    fp64 if the source's are; sums are made in fp64. Rows are spread over as many threads as torch uses.
+    fp64 if the source's are; sums are made in fp64. On the CPU a kernel goes through the rows, on as many threads as
+    torch uses; for other devices see `project_entries`.
 
     Raises:
         ValueError: an id outside the source's vocabulary.
@@ -48,18 +44,11 @@ def project_rows(dist: TokenDist, row: Int[Tensor, "target_tokens"], pair: Pair)
     dtype = torch.promote_types(dist.logprobs.dtype, torch.float32)
     if row.device.type != "cpu":
         return cast_logprobs(project_entries(dist, row, pair), dtype)
-    floats = (values.to(dtype).numpy() for values in (dist.logprobs, dist.tail_logprob, dist.unknown_logprob))
-    source = _Rows(dist.row_offsets.numpy(), dist.ids.numpy(), *floats)
+    source, rows = as_arrays(dist, dtype), row.numpy()
     target_of, homeless = pair.vocab_map.ids.numpy(), pair.homeless.numpy()
-
-    def project_block(rows: Places) -> TokenDist:
-        found = map(torch.from_numpy, _project(source, rows, target_of, homeless))
-        offsets, ids, logprobs, tail, unknown = found
-        return TokenDist(offsets, ids, logprobs, tail, unknown, pair.target.size)
-
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        return concatenate(list(pool.map(project_block, np.array_split(row.numpy(), threads))))
+    return make_in_blocks(
+        lambda start, stop: _project(source, rows[start:stop], target_of, homeless), len(rows), pair.target.size
+    )
 
 
 def project_entries(dist: TokenDist, row: Int[Tensor, "target_tokens"], pair: Pair) -> TokenDist:
@@ -83,46 +72,30 @@ def _check_ids(dist: TokenDist, pair: Pair) -> None:
         )
 
 
-class _Rows(NamedTuple):
-    """A `TokenDist` for the kernels."""
-
-    offsets: Places
-    ids: Places
-    logprobs: Floats
-    tail: Floats
-    unknown: Floats
-
-
 @compiled
-def _project(source: _Rows, rows: Places, target_of: Places, homeless: Flags) -> _Rows:
+def _project(source: RaggedRows, rows: Places, target_of: Places, homeless: Flags) -> RaggedRows:
     """The given rows on the target's ids."""
-    capacity, widest = _measure(source, rows)
-    found = _Rows(
-        np.zeros(len(rows) + 1, np.int64),
-        np.empty(capacity, np.int64),
-        np.empty(capacity, source.logprobs.dtype),
-        np.empty(len(rows), source.tail.dtype),
-        np.empty(len(rows), source.unknown.dtype),
-    )
-    row_ids, row_logprobs = np.empty(widest, np.int64), np.empty(widest, np.float64)
-    end = 0
+    capacity, widest = 0, 0
+    for row in rows:
+        if row != NO_ROW:
+            width = source.offsets[row + 1] - source.offsets[row]
+            capacity, widest = capacity + width, max(widest, width)
+    found = new_rows(len(rows), capacity, source.logprobs)
+    ids, logprobs = np.empty(widest, np.int64), np.empty(widest, np.float64)
     for place, row in enumerate(rows):
         width, tail, unknown = 0, -np.inf, 0.0
         if row != NO_ROW:
-            width, tail, unknown = _project_row(source, row, target_of, homeless, row_ids, row_logprobs)
-        for entry in range(width):
-            found.ids[end + entry], found.logprobs[end + entry] = row_ids[entry], row_logprobs[entry]
-        end += width
-        found.offsets[place + 1] = end
+            width, tail, unknown = _project_row(source, row, target_of, homeless, ids, logprobs)
+        write_row(found, place, ids, logprobs, width)
         found.tail[place], found.unknown[place] = tail, unknown if width > 0 or tail > -np.inf else 0.0
-    return _Rows(found.offsets, found.ids[:end], found.logprobs[:end], found.tail, found.unknown)
+    return trim(found)
 
 
 @compiled
 def _project_row(
-    source: _Rows, row: int, target_of: Places, homeless: Flags, ids: Places, logprobs: Doubles
+    source: RaggedRows, row: int, target_of: Places, homeless: Flags, ids: Places, logprobs: Doubles
 ) -> tuple[int, float, float]:
-    """Number of entries, tail and unknown of one row; its entries are written to `ids` and `logprobs`."""
+    """How many candidates of a row have a place, its tail and unknown mass; their target ids go to `ids`."""
     width, tail, unknown = 0, float(source.tail[row]), float(source.unknown[row])
     for entry in range(source.offsets[row], source.offsets[row + 1]):
         token, logprob = source.ids[entry], float(source.logprobs[entry])
@@ -130,49 +103,7 @@ def _project_row(
             ids[width], logprobs[width] = target_of[token], logprob
             width += 1
         elif homeless[token]:
-            unknown = _log_add(unknown, logprob)
+            unknown = log_add(unknown, logprob)
         else:
-            tail = _log_add(tail, logprob)
-    return _sum_equal(ids, logprobs, width), tail, unknown
-
-
-@compiled
-def _measure(source: _Rows, rows: Places) -> tuple[int, int]:
-    """Entries of the given rows in all, and of the widest one."""
-    total, widest = 0, 0
-    for row in rows:
-        if row != NO_ROW:
-            width = source.offsets[row + 1] - source.offsets[row]
-            total += width
-            widest = max(widest, width)
-    return total, widest
-
-
-@compiled
-def _sum_equal(ids: Places, logprobs: Doubles, width: int) -> int:
-    """Sorts the first `width` entries by id and sums those of equal ids; returns how many are left."""
-    if width > SHORT:
-        order = np.argsort(ids[:width], kind="mergesort")
-        ids[:width], logprobs[:width] = ids[:width][order], logprobs[:width][order]
-    else:
-        for i in range(1, width):
-            token, logprob, place = ids[i], logprobs[i], i
-            while place > 0 and ids[place - 1] > token:
-                ids[place], logprobs[place] = ids[place - 1], logprobs[place - 1]
-                place -= 1
-            ids[place], logprobs[place] = token, logprob
-    left = 0
-    for i in range(width):
-        if left > 0 and ids[left - 1] == ids[i]:
-            logprobs[left - 1] = _log_add(logprobs[left - 1], logprobs[i])
-        else:
-            ids[left], logprobs[left] = ids[i], logprobs[i]
-            left += 1
-    return left
-
-
-@compiled
-def _log_add(a: float, b: float) -> float:
-    """Log of the sum of two probabilities."""
-    less, more = min(a, b), max(a, b)
-    return more if less == -np.inf else more + np.log1p(np.exp(less - more))
+            tail = log_add(tail, logprob)
+    return width, tail, unknown

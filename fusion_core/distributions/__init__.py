@@ -1,9 +1,11 @@
 """Sparse next-token distributions: reduced from logits, joined, chosen row by row, mixed.
 
 `modes` has the extraction modes and the reduction of logits, `draws` the random numbers of the sampled one,
-`rows` everything that turns distributions into distributions.
+`rows` what turns distributions into distributions, `mixing` their weighted sum, `kernels` what goes through rows on the
+CPU.
 """
 
+from fusion_core.distributions.mixing import mix
 from fusion_core.distributions.modes import (
     NO_LABEL,
     ExtractionMode,
@@ -19,7 +21,6 @@ from fusion_core.distributions.rows import (
     choose_rows,
     concatenate,
     filled_slots,
-    mix,
     normalize_known,
     pad,
     take_rows,

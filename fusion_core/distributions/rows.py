@@ -1,4 +1,4 @@
-"""Ragged rows: made, joined, taken, padded, mixed."""
+"""Ragged rows: made, joined, taken, padded."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def absent_rows(num_rows: int, vocab_size: int, device: torch.device | str = "cp
 
 def concatenate(dists: Sequence[TokenDist]) -> TokenDist:
     """The rows of all distributions, one after the other. Raises ValueError unless they share a vocabulary."""
-    vocab_size = _shared_vocab_size(dists)
+    vocab_size = shared_vocab_size(dists)
     widths = torch.cat([dist.row_offsets.diff() for dist in dists])
     return TokenDist(
         row_offsets=offsets_of(widths),
@@ -99,63 +99,15 @@ def normalize_known(dist: TokenDist) -> TokenDist:
     )
 
 
-def mix(dists: Sequence[TokenDist], weights: Float[Tensor, "dists rows"]) -> TokenDist:
-    """The weighted sum of the distributions, row by row, kept on the union of their ids; ids rise in a row.
-
-    weights: not negative, sum to one in each row. A weight of zero leaves that row of that distribution out.
-
-    A distribution's tail lies outside its own ids, but may lie on an id that only another one keeps. So it
-    stays tail where the distribution keeps the whole union, and is unknown elsewhere. What was unknown
-    stays so: a distribution that is absent in a row makes its weight unknown there.
-    Raises ValueError for other vocabularies, numbers of rows or weights.
-    """
-    vocab_size = _shared_vocab_size(dists)
-    num_rows = dists[0].num_rows
-    _check_weights(weights, len(dists), [dist.num_rows for dist in dists])
-    log_weights = weights.float().log()
-    keys, logprobs = [], []
-    for dist, log_weight in zip(dists, log_weights, strict=True):
-        row = dist.row_of_entry
-        counts = log_weight[row] > -torch.inf
-        keys.append((row * vocab_size + dist.ids)[counts])
-        logprobs.append((dist.logprobs.float() + log_weight[row])[counts])
-    union = torch.cat(keys).unique()  # type: ignore[no-untyped-call]
-    offsets = torch.searchsorted(union, torch.arange(num_rows + 1, device=union.device) * vocab_size)
-
-    kept = torch.full(union.shape, -torch.inf, device=union.device)
-    tail = torch.full((num_rows,), -torch.inf, device=union.device)
-    unknown = tail
-    for dist, log_weight, key, logprob in zip(dists, log_weights, keys, logprobs, strict=True):
-        at = torch.searchsorted(union, key)
-        kept[at] = torch.logaddexp(kept[at], logprob)
-        own_tail = dist.tail_logprob.float() + log_weight
-        complete = dist.row_offsets.diff() == offsets.diff()
-        tail = torch.logaddexp(tail, own_tail.masked_fill(~complete, -torch.inf))
-        unknown = torch.logaddexp(unknown, own_tail.masked_fill(complete, -torch.inf))
-        unknown = torch.logaddexp(unknown, dist.unknown_logprob.float() + log_weight)
-    return TokenDist(offsets, union % vocab_size, kept, tail, unknown, vocab_size)
-
-
 def offsets_of(widths: Int[Tensor, "rows"]) -> Int[Tensor, "rows_plus_one"]:
     """Where each row begins, and where the last one ends, from the number of entries of each."""
     return torch.cat([widths.new_zeros(1), widths.cumsum(0)])
 
 
-def _shared_vocab_size(dists: Sequence[TokenDist]) -> int:
+def shared_vocab_size(dists: Sequence[TokenDist]) -> int:
+    """The size of the vocabulary of all distributions. Raises ValueError if there isn't one."""
     sizes = {dist.vocab_size for dist in dists}
     if len(sizes) != 1:
         found = ", ".join(map(str, sorted(sizes))) or "no distribution at all"
         raise ValueError(f"expected distributions over one vocabulary, found sizes: {found}; align them first")
     return sizes.pop()
-
-
-def _check_weights(weights: Tensor, num_dists: int, rows: Sequence[int]) -> None:
-    if len(set(rows)) != 1 or weights.shape != (num_dists, rows[0]):
-        raise ValueError(
-            f"expected weights of shape {(num_dists, rows[0])} for distributions of equally many rows, found"
-            f" {tuple(weights.shape)} for {rows} rows; pass one weight per distribution and row"
-        )
-    if not (bool((weights >= 0).all()) and torch.allclose(weights.sum(0), weights.new_ones(()), atol=1e-4)):
-        raise ValueError(
-            "expected weights that are not negative and sum to 1 in each row, found others; divide by the sum"
-        )
