@@ -21,7 +21,7 @@ from torch import Tensor
 from fusion_core.alignment.continuations import NO_READ, Continuations
 from fusion_core.alignment.pair import Pair
 from fusion_core.types import Tokens
-from fusion_core.vocab_mapping import decode_text, first_pieces
+from fusion_core.vocab_mapping import Encode, decode_text, first_pieces
 from fusion_core.vocabulary import Vocabulary
 
 LEFT_OUT = -2
@@ -164,24 +164,35 @@ def _next_tokens(before: Sequence[bytes], after: Sequence[bytes], pair: Pair) ->
             f"expected an encode to tokenize {len(before)} texts with, but the pair has none; make the pair with the "
             "target's encode"
         )
-    texts = [b + a for b, a in zip(before, after, strict=True)]
-    strings = [decode_text(text) for text in texts]
-    whole = np.array([i for i, string in enumerate(strings) if string is not None], dtype=np.int64)
-    encoded = pair.encode([string for string in strings if string is not None])
-    counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-    ids = np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=counts.sum())
-    text_of_token = whole.repeat(counts)
+    number: dict[bytes, int] = {}  # of each different text: many are asked about at more than one place
+    asked = [number.setdefault(b + a, len(number)) for b, a in zip(before, after, strict=True)]
+    text_of_question = np.array(asked, dtype=np.int64)
+    text_of_token, ids = _encode(list(number), pair.encode)
     widths = pair.target.surface_lengths.numpy()[ids]
-    spelled = _spelled(texts, text_of_token, ids, widths, pair.target)
+    spelled = _spelled(list(number), text_of_token, ids, widths, pair.target)
     ends = np.cumsum(widths.clip(min=0))
     of_text = np.searchsorted(text_of_token, text_of_token)  # the first token of each token's text
     start = ends - widths - (ends - widths)[of_text]
-    lengths_before = np.fromiter(map(len, before), dtype=np.int64, count=len(before))
-    follows = (start == lengths_before[text_of_token]) & (widths > 0) & spelled[text_of_token]
-    result[text_of_token[follows]] = ids[follows]
-    others = np.flatnonzero(~spelled).tolist()
+    counts = (widths > 0) & spelled[text_of_token]
+    place = np.fromiter(map(len, before), dtype=np.int64, count=len(before))
+    stride = 1 + max(map(len, number))
+    tokens, questions = text_of_token[counts] * stride + start[counts], text_of_question * stride + place
+    found = np.searchsorted(tokens, questions).clip(max=len(tokens) - 1)
+    if len(tokens):
+        follows = tokens[found] == questions
+        result[follows] = ids[counts][found[follows]]
+    others = np.flatnonzero(~spelled[text_of_question]).tolist()
     result[others] = first_pieces([after[i] for i in others], pair.target, pair.encode)
     return result
+
+
+def _encode(texts: Sequence[bytes], encode: Encode) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The tokens of all texts, each with the number of its text; none of a text that ends inside a character."""
+    strings = [decode_text(text) for text in texts]
+    whole = np.array([i for i, string in enumerate(strings) if string is not None], dtype=np.int64)
+    encoded = encode([string for string in strings if string is not None])
+    counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+    return whole.repeat(counts), np.fromiter(chain.from_iterable(encoded), dtype=np.int64, count=counts.sum())
 
 
 def _spelled(

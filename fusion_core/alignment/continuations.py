@@ -52,8 +52,9 @@ class Continuations:
 
     def select(self, keep: Bool[Tensor, "entries"]) -> "Continuations":
         """The same without the entries that aren't kept."""
+        kept = keep.nonzero().squeeze(1)
         row, read, token, skip, logprobs = (
-            values[keep] for values in (self.row, self.read, self.token, self.skip, self.logprobs)
+            values[kept] for values in (self.row, self.read, self.token, self.skip, self.logprobs)
         )
         return replace(self, row=row, read=read, token=token, skip=skip, logprobs=logprobs)
 

@@ -130,11 +130,12 @@ def match_tokens(source: Tokens, target: Tokens, pair: Pair) -> Int[Tensor, "tar
 
 def token_sequences(tokens: Tokens, vocabulary: Vocabulary) -> Sequences:
     """The tokens of a shard as strings without word markers."""
-    pieces = vocabulary.pieces_marked("")
-    used, places = np.unique(tokens.ids.cpu().numpy(), return_inverse=True)
+    pieces, ids = vocabulary.pieces_marked(""), tokens.ids.cpu().numpy()
+    used = np.flatnonzero(np.bincount(ids))
     number: dict[str, int] = {}
-    string = np.array([number.setdefault(pieces[token] or "", len(number)) for token in used], dtype=np.int64)
-    return Sequences(list(number), string[places], tokens.doc_offsets.cpu().numpy())
+    string = np.zeros(len(pieces), dtype=np.int64)
+    string[used] = [number.setdefault(pieces[token] or "", len(number)) for token in used.tolist()]
+    return Sequences(list(number), string[ids], tokens.doc_offsets.cpu().numpy())
 
 
 class _Spelling:
