@@ -12,6 +12,7 @@ from fusion_core.distributions import (
     TopK,
     TopP,
     absent_rows,
+    choose_rows,
     concatenate,
     finite_rows,
     mix,
@@ -20,6 +21,7 @@ from fusion_core.distributions import (
     reduce_logits,
     take_rows,
 )
+from fusion_core.distributions.mixing import mix_entries
 from fusion_core.types import TokenDist
 
 INF = math.inf
@@ -228,6 +230,34 @@ def test_a_mixture_sums_kept_mass_and_knows_only_the_tail_of_who_keeps_the_union
     assert entries(mixed, 1) == pytest.approx({1: 0.25})
     assert mixed.tail_logprob.exp().tolist() == pytest.approx([0.75 * 0.2, 0])
     assert mixed.unknown_logprob.exp().tolist() == pytest.approx([0.25 * 0.6, 0.75])
+
+
+@pytest.mark.parametrize("k", [3, 40])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_mixture_is_the_same_row_by_row_and_of_all_entries_at_once(k: int, threads: int) -> None:
+    dists = [TopK(k=k)(draw_logits(13, 50, seed), 50) for seed in range(3)]
+    dists[1] = take_rows(dists[1], torch.arange(13).masked_fill(torch.arange(13) % 4 == 0, -1))
+    weights = torch.rand(3, 13, generator=torch.Generator().manual_seed(5)) * (torch.arange(13) % 5 > 0)
+    weights[0] += 0.1
+    weights /= weights.sum(0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = mix(dists, weights)
+    finally:
+        torch.set_num_threads(before)
+    expected = mix_entries(dists, weights)
+    assert torch.equal(found.row_offsets, expected.row_offsets)
+    assert torch.equal(found.ids, expected.ids)
+    for name in ("logprobs", "tail_logprob", "unknown_logprob"):
+        assert torch.allclose(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=2e-6)
+
+
+def test_chosen_rows_are_ours_where_said_and_the_others_elsewhere() -> None:
+    ours, others = (TopK(k=k)(draw_logits(6, 30, seed=k), 30) for k in (2, 4))
+    first = torch.tensor([True, False, True, True, False, False])
+    found = choose_rows(first, ours, others)
+    assert [entries(found, r) for r in range(6)] == [entries(ours if first[r] else others, r) for r in range(6)]
 
 
 def test_a_mixture_bounds_the_true_one_from_below() -> None:
