@@ -2,9 +2,9 @@
 
 A Markov chain with an end symbol gives a distribution over strings, all of them enumerated up to a length. Source and
 target cut them with random BPE vocabularies, and both models are exact: their rows follow from the strings by counting.
-What `ByteBoundary` makes of the source's rows is compared with the target's true rows by total variation.
+What an alignment makes of the source's rows is compared with the target's true rows by total variation.
 
-    python -m tests.bench.exactness [--draws 12] [--json FILE]
+    python -m tests.bench.exactness [--draws 40] [--k 0 3] [--json FILE]
 """
 
 import argparse
@@ -13,16 +13,17 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fusion_core.alignment import ByteBoundary, Pair
+from fusion_core.alignment import AlignmentStrategy, ByteBoundary, ExactDTW, MinEditDTW, Pair
+from fusion_core.min_edit import MinEdit
 from fusion_core.types import NO_BOUNDARY, Aligned, Scored, TokenDist, Tokens
-from fusion_core.vocab_mapping import BytePiece, Canonical, VocabMapping
+from fusion_core.vocab_mapping import BytePiece, Canonical, ExactMatch, VocabMapping
 from fusion_core.vocabulary import Vocabulary
 
 BEGIN, END = 0, 1
@@ -63,7 +64,8 @@ class Tokenizer:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary((b"", b"", *(p.encode() for p in self.pieces)), {"bos": BEGIN, "eos": END}, False, False)
+        surfaces, names = (b"", b"", *(p.encode() for p in self.pieces)), ("<s>", "</s>", *self.pieces)
+        return Vocabulary(surfaces, {"bos": BEGIN, "eos": END}, False, False, names)
 
     def cut(self, text: str) -> list[str]:
         parts, rank = list(text), {pair: r for r, pair in enumerate(self.merges)}
@@ -135,20 +137,28 @@ class Distance:
     """Means over rows, weighed by the probability of their strings.
 
     error: total variation of what is known. bias: the same after averaging each row over all that may follow it (a row
-    may look at its label, so that it is right on average only). unknown: mass. covered: share of rows that are present.
+    may look at its label, so that it is right on average only). kept, unknown: mass. covered: share of rows present.
     """
 
     error: float
     bias: float
+    kept: float
     unknown: float
     covered: float
 
 
-def measure(language: Language, truth: Scored, aligned: Aligned, rows: torch.Tensor | None = None) -> Distance:
-    """How far aligned rows are from the target's true ones, over the rows named by `rows` (all but the end's)."""
+def measure(language: Language, truth: Scored, aligned: Aligned) -> Distance:
+    """How far aligned rows are from the target's true ones, over the rows that are present and not the end's.
+
+    Raises:
+        AssertionError: kept, tail and unknown mass of some row don't sum to one.
+    """
     doc = truth.tokens.doc_of_token
     weight = torch.tensor(language.probs, dtype=torch.float64)[doc]
-    counted = (truth.tokens.boundaries != NO_BOUNDARY) if rows is None else rows
+    counted = truth.tokens.boundaries != NO_BOUNDARY
+    kept = dense(aligned.dist).sum(1)
+    mass = kept + aligned.dist.tail_logprob.exp() + aligned.dist.unknown_logprob.exp()
+    assert bool(((mass - 1).abs() < 1e-9).all()), "mass was lost or made"
     present = counted & aligned.dist.present
     true_rows, found = dense(truth.dist), dense(aligned.dist)
     known = (1 - aligned.dist.unknown_logprob.exp()).clamp(min=1e-300).unsqueeze(1)
@@ -156,11 +166,15 @@ def measure(language: Language, truth: Scored, aligned: Aligned, rows: torch.Ten
     tail = (aligned.dist.tail_logprob.exp() / known.squeeze(1)).where(present, 0.0)
     outside = (true_rows * (found == 0)).sum(1)
     error = 0.5 * (((found - true_rows).abs() * (found > 0)).sum(1) + (outside - tail).abs())
-    mean = (error * weight)[present].sum() / weight[present].sum()
+
+    def mean(values: torch.Tensor) -> float:
+        return float((values * weight)[present].sum() / weight[present].sum())
+
     return Distance(
-        error=float(mean),
+        error=mean(error),
         bias=_bias(truth, found, true_rows, weight, present),
-        unknown=float((aligned.dist.unknown_logprob.exp() * weight)[present].sum() / weight[present].sum()),
+        kept=mean(kept),
+        unknown=mean(aligned.dist.unknown_logprob.exp()),
         covered=float(weight[present].sum() / weight[counted].sum()),
     )
 
@@ -194,7 +208,10 @@ def dense(dist: TokenDist) -> torch.Tensor:
     return table
 
 
-METHODS: dict[str, tuple[VocabMapping, ByteBoundary]] = {
+METHODS: dict[str, tuple[VocabMapping, AlignmentStrategy]] = {
+    "original (min_edit, its own rules)": (MinEdit(reference=True), MinEditDTW(reference=True)),
+    "min_edit_dtw + min_edit": (MinEdit(), MinEditDTW()),
+    "exact_dtw + exact": (ExactMatch(), ExactDTW()),
     "plain (first piece)": (BytePiece(), ByteBoundary()),
     "canonical": (Canonical(), ByteBoundary()),
     "cover 2": (BytePiece(), ByteBoundary(cover=2)),
@@ -205,38 +222,57 @@ METHODS: dict[str, tuple[VocabMapping, ByteBoundary]] = {
     "canonical + cover 2 + lookahead 3": (Canonical(), ByteBoundary(cover=2, lookahead=3)),
     "canonical + cover 2 + lookahead 2 + bridge": (Canonical(), ByteBoundary(cover=2, lookahead=2, bridge=True)),
 }
+FIELDS = tuple(field.name for field in fields(Distance))
+
+
+def align(
+    method: tuple[VocabMapping, AlignmentStrategy], source: Scored, truth: Scored, cut_by: Sequence[Tokenizer]
+) -> Aligned:
+    """The source's rows brought onto the target's; `cut_by` are the source's and the target's tokenizer."""
+    mapping, strategy = method
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return strategy(source, truth.tokens, make_pair(*cut_by, mapping))
 
 
 def run(draws: int, longest: int = 7, merges: int = 5, k: int | None = None) -> dict[str, dict[str, float]]:
-    """Mean distances of each method over `draws` draws of language and tokenizers."""
-    found: dict[str, list[Distance]] = defaultdict(list)
+    """Each method's distances over draws of language and tokenizers: means, and standard errors as `..._se`."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
     for seed in range(draws):
         rng = np.random.default_rng(seed)
         language = draw_language(rng, longest=longest)
-        source_tokenizer, target_tokenizer = (draw_tokenizer(rng, merges=merges) for _ in range(2))
-        source, truth = read_language(language, source_tokenizer, k), read_language(language, target_tokenizer)
-        for name, (mapping, strategy) in METHODS.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                aligned = strategy(source, truth.tokens, make_pair(source_tokenizer, target_tokenizer, mapping))
-            found[name].append(measure(language, truth, aligned))
-    fields = ("error", "bias", "unknown", "covered")
-    return {n: {f: float(np.mean([getattr(d, f) for d in ds])) for f in fields} for n, ds in found.items()}
+        cut_by = [draw_tokenizer(rng, merges=merges) for _ in range(2)]
+        source, truth = read_language(language, cut_by[0], k), read_language(language, cut_by[1])
+        for name, method in METHODS.items():
+            found[name].append(list(astuple(measure(language, truth, align(method, source, truth, cut_by)))))
+    return {name: summarize_draws(FIELDS, values) for name, values in found.items()}
+
+
+def summarize_draws(names: Sequence[str], values: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean of each column over the draws, and its standard error under the name with `_se` behind it."""
+    table = np.array(values)
+    means, errors = table.mean(0), table.std(0, ddof=min(1, len(table) - 1)) / np.sqrt(len(table))
+    named = zip(names, means.tolist(), errors.tolist(), strict=True)
+    return {key: value for name, mean, error in named for key, value in ((name, mean), (f"{name}_se", error))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--draws", type=int, default=40)
     parser.add_argument("--longest", type=int, default=7, help="letters of the longest string")
-    parser.add_argument("--k", type=int, help="candidates kept per source row; all by default")
+    parser.add_argument("--k", type=int, nargs="+", default=[0, 3], help="candidates kept per source row; 0 for all")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = run(args.draws, args.longest, k=args.k)
-    print(f"{'mean over ' + str(args.draws) + ' draws':45} {'error':>7} {'bias':>7} {'unknown':>8} {'covered':>8}")
-    for name, row in results.items():
-        print(f"{name:45} {row['error']:7.3f} {row['bias']:7.3f} {row['unknown']:8.3f} {row['covered']:8.3f}")
+    results = {}
+    for k in args.k:
+        title = f"{f'top {k}' if k else 'full'} rows, {args.draws} draws"
+        results[title] = run(args.draws, args.longest, k=k or None)
+        print(f"{title:43} {'error':>14} {'bias':>14}" + "".join(f"{name:>8}" for name in FIELDS[2:]))
+        for name, row in results[title].items():
+            sure = (f"{row[field]:7.3f} ±{row[f'{field}_se']:5.3f}" for field in FIELDS[:2])
+            print(f"{name:43} " + " ".join(sure) + "".join(f"{row[field]:8.3f}" for field in FIELDS[2:]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(vars(args) | {"json": None, "results": results}, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
