@@ -135,7 +135,8 @@ def _count(found: Continuations, targets: Int[Tensor, "entries"], pair: Pair) ->
     row, logprobs = found.row[maps], found.logprobs[maps]
     if bool(left_out.any()):
         remains = torch.logaddexp(torch.logaddexp(mass(maps), tail), unknown)
-        remains = remains.where(mass(left_out) > -torch.inf, 0.0)
+        # a row that loses all it had is absent, not 0 / 0
+        remains = remains.where((mass(left_out) > -torch.inf) & (remains > -torch.inf), 0.0)
         logprobs, tail, unknown = logprobs - remains[row], tail - remains, unknown - remains
     return make_rows(row, targets[maps], logprobs, tail, unknown, pair.target.size)
 

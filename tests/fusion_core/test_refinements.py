@@ -9,11 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from fusion_core.alignment import AlignmentStrategy, ByteBoundary, Pair, common_rows
-from fusion_core.alignment.context import LEFT_OUT, find_targets
-from fusion_core.alignment.continuations import continue_text
-from fusion_core.alignment.rows import spent_nats, stand
-from fusion_core.alignment.source_text import SourceText
+from fusion_core.alignment import AlignmentStrategy, ByteBoundary, Pair
 from fusion_core.types import NO_BOUNDARY, Scored, TokenDist, Tokens, VocabMap
 from fusion_core.vocab_mapping import BytePiece, Canonical
 from fusion_core.vocabulary import Vocabulary
@@ -194,23 +190,6 @@ def test_mass_is_conserved(name, k):
     mass = (dist.tail_logprob.exp() + dist.unknown_logprob.exp()).index_add(0, dist.row_of_entry, dist.logprobs.exp())
     torch.testing.assert_close(mass, torch.ones_like(mass), rtol=0, atol=1e-9)
     assert dist.present.any()
-
-
-@pytest.mark.parametrize("k", [None, 2])
-def test_before_anything_is_left_out_continuations_tail_and_unknown_sum_to_one(k):
-    source, truth, tokenizers = make_case(7, k=k)
-    pair, spent = make_pair(*tokenizers, Canonical()), spent_nats(source)
-    standing = stand(source.tokens, truth.tokens, pair, common_rows(source.tokens, truth.tokens), bridge=True)
-    text = SourceText(source, spent, pair, with_labels=True)
-    label_end = truth.tokens.boundaries.roll(-1)
-    label_end[truth.tokens.doc_offsets[1:] - 1] = NO_BOUNDARY
-    found = continue_text(text, standing, label_end, cover=2, lookahead=3, max_unknown=0.45)
-    left_out = find_targets(found, source.tokens, truth.tokens, pair) == LEFT_OUT
-    missing = found.tail_logprob.exp() + found.unknown_logprob.exp()
-    torch.testing.assert_close(
-        missing.index_add(0, found.row, found.logprobs.exp()), torch.ones_like(missing), rtol=0, atol=1e-12
-    )
-    assert left_out.any()
 
 
 @pytest.mark.parametrize("name", OPTIONS)
