@@ -98,7 +98,7 @@ def warp(source: Sequences, target: Sequences) -> Warping:
     torch uses.
 
     Raises:
-        ValueError: the two don't hold the same number of documents.
+        ValueError: the two don't hold the same number of documents, or a token names no string.
     """
     _check(source, target)
     left, right = encode_strings(source.strings, target.strings)
@@ -124,6 +124,12 @@ def _check(source: Sequences, target: Sequences) -> None:
             f"source and target must hold the same documents, but found {len(source.offsets) - 1} and "
             f"{len(target.offsets) - 1}; align shards of one corpus"
         )
+    for side in (source, target):
+        if len(side.tokens) and not 0 <= side.tokens.min() <= side.tokens.max() < len(side.strings):
+            raise ValueError(
+                f"tokens must name strings 0..{len(side.strings) - 1}, but found {side.tokens.min()}.."
+                f"{side.tokens.max()}; list every string that occurs"
+            )
 
 
 def _describe(rows: Places, columns: Places, left: Signatures, right: Signatures) -> _Document:

@@ -169,7 +169,13 @@ class FusionFacts:
 def summarize_fusion(
     fused: Fused, candidates: Sequence[Aligned], target: Tokens, only: Bool[Tensor, "docs"] | None = None
 ) -> FusionFacts:
-    """Who won how much, and what the compared bytes cost each candidate, of all documents or those marked in `only`."""
+    """Who won how much, and what the compared bytes cost each candidate, of all documents or those marked in `only`.
+
+    Raises ValueError for candidates that aren't the target's, or other than one mark per document.
+    """
+    _check_candidates(candidates, target)
+    if only is not None and len(only) != target.num_docs:
+        raise ValueError(f"expected {target.num_docs} marks, one per document, found {len(only)}; or pass none")
     number, documents = len(candidates), target.num_docs
     counted = torch.ones_like(target.doc_offsets[1:], dtype=torch.bool) if only is None else only
     counted_row = counted[target.doc_of_token]

@@ -33,7 +33,10 @@ def raise_lm_weight(start: float, step: int, max_steps: int) -> float:
     """The weight at `step` that rises linearly from `start` to 1: start + (1 - start) * step / max_steps.
 
     1 from `max_steps` on; the teacher fades out (the original's "hard_and_decay").
+    Raises ValueError for a start outside 0..1 or a negative step.
     """
+    if not 0 <= start <= 1 or step < 0:
+        raise ValueError(f"expected a start in 0..1 and a step of at least 0, found {start} and {step}; 1 is CLM alone")
     return start + (1 - start) * min(step / max(max_steps, 1), 1.0)
 
 
@@ -75,12 +78,15 @@ def fusion_loss(
         logits, or 512 rows where these are more: the time of narrower chunks goes into the head's gradient.
 
     The gradients are computed with the loss, in fp32 (float64 for float64 states), so one backward pass
-    is possible. Raises ValueError for shapes that don't fit, labels out of range, or a larger vocabulary.
+    is possible.
+
+    Raises ValueError for shapes that don't fit, labels out of range, or a larger vocabulary.
     """
+    _check_head(hidden, head_weight, head_bias)
     objective = _check(Objective(labels, teacher, divergence, lm_weight), hidden.shape[0], head_weight.shape[0])
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    chunk_rows = chunk_rows or _choose_chunk_rows(head_weight.shape[0])
+    chunk_rows = _count_chunk_rows(chunk_rows, head_weight.shape[0])
     count = _count_labels(labels, num_labels)
     objective = _scale_teacher(objective, count)
     arguments = (hidden, head_weight, head_bias, objective, count, chunk_rows, torch.is_grad_enabled())
@@ -97,9 +103,14 @@ def fusion_loss_from_logits(
     num_labels: int | None = None,
     chunk_rows: int | None = None,
 ) -> FusionLoss:
-    """The same as `fusion_loss` for a model whose head can't be taken apart; one copy of the logits is made."""
+    """The same as `fusion_loss` for a model whose head can't be taken apart; one copy of the logits is made.
+
+    Raises ValueError for shapes that don't fit, labels out of range, or a larger vocabulary.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f"expected logits [rows, vocab], found {tuple(logits.shape)}; flatten the batch")
     objective = _check(Objective(labels, teacher, divergence, lm_weight), *logits.shape)
-    chunk_rows = chunk_rows or _choose_chunk_rows(logits.shape[1])
+    chunk_rows = _count_chunk_rows(chunk_rows, logits.shape[1])
     count = _count_labels(labels, num_labels)
     objective = _scale_teacher(objective, count)
     arguments = (logits, objective, count, chunk_rows, torch.is_grad_enabled())
@@ -201,10 +212,6 @@ def _scale_grads(ctx: Any, grad_loss: Tensor) -> list[Tensor | None]:
     return [None if grad is None else grad.mul_(scale).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
 
 
-def _choose_chunk_rows(vocab_size: int) -> int:
-    return max(_CHUNK_ROWS, _CHUNK_ELEMENTS // vocab_size)
-
-
 def _allocate_chunk(hidden: Tensor, vocab_size: int, chunk_rows: int) -> tuple[Tensor, Tensor]:
     """Room for the logits of a chunk as they are multiplied and as they are scored; the same one for equal dtypes."""
     product = hidden.new_empty(min(chunk_rows, len(hidden)), vocab_size)
@@ -237,6 +244,24 @@ def _scale_teacher(objective: Objective, num_labels: int) -> Objective:
     if objective.divergence.averaged_over == "labels":
         return objective
     return replace(objective, teacher_scale=float(num_labels) / max(len(objective.labels), 1))
+
+
+def _count_chunk_rows(chunk_rows: int | None, vocab: int) -> int:
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"expected chunks of at least 1 row, found {chunk_rows}; or pass none")
+    return chunk_rows or max(_CHUNK_ROWS, _CHUNK_ELEMENTS // max(vocab, 1))
+
+
+def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"expected hidden states [rows, hidden] and a head [vocab, hidden], found {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}; flatten the batch, and take both from one model"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"expected a bias for each of {weight.shape[0]} tokens, found {tuple(bias.shape)}; take the same head's"
+        )
 
 
 def _check(objective: Objective, rows: int, vocab: int) -> Objective:

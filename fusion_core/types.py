@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_ROUNDING = 0.01
+"""How far rounding may lift the log of a probability above 0: logits of 1e4 in fp32 round by 1e-3."""
 NO_BOUNDARY = -1
 """A boundary that can't be proven: no row of another tokenizer is ever compared with this one."""
 
@@ -41,6 +43,39 @@ class TokenDist:
     tail_logprob: Float[Tensor, "rows"]
     unknown_logprob: Float[Tensor, "rows"]
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        rows, entries = self.tail_logprob.shape, self.ids.shape
+        shapes = [tuple(t.shape) for t in (self.row_offsets, self.unknown_logprob, self.logprobs)]
+        if len(rows) != 1 or len(entries) != 1 or shapes != [(rows[0] + 1,), tuple(rows), tuple(entries)]:
+            raise ValueError(
+                f"expected row_offsets one longer than tail_logprob {tuple(rows)}, unknown_logprob as long as it, and "
+                f"logprobs as long as ids {tuple(entries)}, found {shapes}; pass one of each per row and per entry"
+            )
+
+    def check(self) -> None:
+        """Raises ValueError unless offsets cut the entries, ids lie in the vocabulary, and no log is NaN or above 0.
+
+        Reads every entry once, so it is for where rows come in, not for where they are worked on.
+        """
+        widths, entries = self.row_offsets.diff(), len(self.ids)
+        first, last = int(self.row_offsets[0]), int(self.row_offsets[-1])
+        if (first, last) != (0, entries) or bool((widths < 0).any()):
+            raise ValueError(
+                f"row_offsets must rise from 0 to the number of entries, {entries}, but found {first}..{last}, "
+                f"{int((widths < 0).sum())} times falling; read the rows again"
+            )
+        if entries and not 0 <= int(self.ids.min()) <= int(self.ids.max()) < self.vocab_size:
+            raise ValueError(
+                f"expected kept ids in 0..{self.vocab_size - 1}, found {int(self.ids.min())}..{int(self.ids.max())}; "
+                "extract with the vocabulary of the tokenizer that made them"
+            )
+        logs = {name: getattr(self, name) for name in ("logprobs", "tail_logprob", "unknown_logprob")}
+        wrong = {name: int((~(log <= _ROUNDING)).sum()) for name, log in logs.items()}
+        if any(wrong.values()):
+            raise ValueError(
+                f"expected logs of probabilities, at most 0, found NaN or larger ones: {wrong}; extract again"
+            )
 
     @property
     def num_rows(self) -> int:
@@ -92,6 +127,19 @@ class Tokens:
     boundaries: Int[Tensor, "tokens"]
     doc_offsets: Int[Tensor, "docs_plus_one"]
 
+    def __post_init__(self) -> None:
+        tokens, offsets = self.ids.shape[0], self.doc_offsets.tolist()
+        if self.boundaries.shape != self.ids.shape:
+            raise ValueError(
+                f"expected one boundary per token, found {tuple(self.boundaries.shape)} boundaries for "
+                f"{tuple(self.ids.shape)} ids; take them from token_boundaries"
+            )
+        if not offsets or (offsets[0], offsets[-1]) != (0, tokens) or offsets != sorted(offsets):
+            raise ValueError(
+                f"doc_offsets must rise from 0 to the number of tokens, {tokens}, but found {_outline(offsets)}; pass "
+                "where each document begins, and the end of the last"
+            )
+
     @property
     def num_docs(self) -> int:
         """How many documents there are."""
@@ -116,6 +164,9 @@ class Scored:
     dist: TokenDist
     nll: Float[Tensor, "tokens"]
 
+    def __post_init__(self) -> None:
+        _check_lengths("token", len(self.tokens.ids), rows=self.dist.num_rows, nll=len(self.nll))
+
 
 @dataclass(frozen=True)
 class Aligned:
@@ -137,6 +188,9 @@ class Aligned:
     span_tokens: Int[Tensor, "target_tokens"]
     cross_entropy: Float[Tensor, "docs"] | None = None
 
+    def __post_init__(self) -> None:
+        _check_lengths("row", self.dist.num_rows, span_nll=len(self.span_nll), span_tokens=len(self.span_tokens))
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -148,6 +202,9 @@ class Fused:
 
     dist: TokenDist
     winner: Int[Tensor, "target_tokens"]
+
+    def __post_init__(self) -> None:
+        _check_lengths("row", self.dist.num_rows, winner=len(self.winner))
 
 
 @dataclass(frozen=True)
@@ -162,3 +219,20 @@ class VocabMap:
     ids: Int[Tensor, "source_vocab"]
     target_size: int
     in_context: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.ids) and not -1 <= int(self.ids.min()) <= int(self.ids.max()) < self.target_size:
+            raise ValueError(
+                f"expected target ids in 0..{self.target_size - 1}, or -1 for nowhere, found {int(self.ids.min())}.."
+                f"{int(self.ids.max())}; map to the vocabulary of the target's own tokenizer"
+            )
+
+
+def _check_lengths(of: str, expected: int, **found: int) -> None:
+    if any(length != expected for length in found.values()):
+        raise ValueError(f"expected {expected} values, one per {of}, found {found}; pass those of the same shard")
+
+
+def _outline(offsets: list[int]) -> str:
+    """The numbers, or the ends of a long list."""
+    return str(offsets) if len(offsets) <= 8 else f"{offsets[:4]} ... {offsets[-3:]}".replace("] ... [", " ... ")

@@ -116,9 +116,24 @@ VocabMapping = Annotated[
 
 
 def first_pieces(surfaces: Sequence[bytes], target: Vocabulary, encode: Encode) -> list[int]:
-    """The target id that each text (not empty) begins with in the target's own tokenization, by `BytePiece`'s rules."""
+    """The target id that each text (not empty) begins with in the target's own tokenization, by `BytePiece`'s rules.
+
+    Raises ValueError for an `encode` that doesn't answer every text, or with ids outside the target's vocabulary.
+    """
     whole = {surface: text for surface in surfaces if (text := decode_text(surface)) is not None}
-    encoded = dict(zip(whole, encode(list(whole.values())), strict=True)) if whole else {}
+    answers = encode(list(whole.values())) if whole else []
+    if len(answers) != len(whole):
+        raise ValueError(
+            f"the target's encode must answer each of {len(whole)} texts, but found {len(answers)} answers; return an "
+            "empty list for a text without tokens"
+        )
+    encoded = dict(zip(whole, answers, strict=True))
+    highest = max((token for ids in encoded.values() for token in ids), default=NOWHERE)
+    if highest >= target.size:
+        raise ValueError(
+            f"the target's encode must give ids in 0..{target.size - 1}, but found {highest}; pass the "
+            "vocabulary of the same tokenizer"
+        )
     find_prefix = _PrefixFinder(target.id_of_surface)
     return [_first_piece(surface, encoded.get(surface, []), target, find_prefix) for surface in surfaces]
 

@@ -7,7 +7,7 @@ from tasks.step import Output, step
 from tasks.store import open_store
 
 
-@step(version=2)
+@step(version=3)
 def align(
     source: ScoredRef,
     target: ScoredRef,

@@ -77,8 +77,10 @@ class ByteBoundary(Spec):
 
         Raises:
             ValueError: the two don't hold the same number of documents, a document's boundaries don't rise, a row with
-                a label has no finite nll, or the pair lacks the `encode` that these options need.
+                a label has no finite nll, the shards aren't of the pair's vocabularies, or the pair lacks the `encode`
+                that these options need.
         """
+        pair.check(source, target)
         if self.cover and not pair.vocab_map.in_context:
             warnings.warn("cover makes rows worse without vocab_mapping canonical; use both or none", stacklevel=2)
         common = common_rows(source.tokens, target)

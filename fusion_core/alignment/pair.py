@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fusion_core.alignment.surface_bytes import PrefixTree, SurfaceBytes
-from fusion_core.types import VocabMap
+from fusion_core.types import Scored, Tokens, VocabMap
 from fusion_core.vocabulary import Vocabulary
 
 
@@ -34,6 +34,21 @@ class Pair:
                 f"the vocabulary map must lead from {self.source.size} to {self.target.size} ids, but found {found[0]} "
                 f"to {found[1]}; map these two vocabularies again"
             )
+
+    def check(self, source: Scored, target: Tokens) -> None:
+        """Raises ValueError unless the shards are of these two vocabularies, and the source's rows are sound."""
+        if source.dist.vocab_size != self.source.size:
+            raise ValueError(
+                f"the source's rows must be over its vocabulary of {self.source.size} ids, but found "
+                f"{source.dist.vocab_size}; extract with this tokenizer"
+            )
+        source.dist.check()
+        for name, tokens, size in (("source", source.tokens, self.source.size), ("target", target, self.target.size)):
+            if len(tokens.ids) and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < size:
+                raise ValueError(
+                    f"the {name}'s token ids must lie in 0..{size - 1}, but found {int(tokens.ids.min())}.."
+                    f"{int(tokens.ids.max())}; make the pair with the vocabulary of the tokenizer that made them"
+                )
 
     @cached_property
     def preimages(self) -> Int[Tensor, "target_vocab"]:

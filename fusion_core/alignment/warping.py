@@ -60,8 +60,9 @@ class _Warped(Spec):
 
         Raises:
             ValueError: the two don't hold the same number of documents, a document's boundaries don't rise, a row with
-                a label has no finite nll, or a vocabulary was built without pieces.
+                a label has no finite nll, the shards aren't of the pair's vocabularies, or one has no pieces.
         """
+        pair.check(source, target)
         span_nll, span_tokens = spans(spent_nats(source), target, common_rows(source.tokens, target))
         matched = match_tokens(source.tokens, target, pair)
         row = matched.where(self._agree(source.tokens, target, matched, pair), NO_ROW)

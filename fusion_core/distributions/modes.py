@@ -200,8 +200,11 @@ def reduce_logits(
     Raises ValueError for a row with NaN or +inf (`finite_rows` tells which), for labels out of range and
     for a vocabulary that the logits don't cover.
     """
+    _check_columns(logits, vocab_size)
     rows, columns = logits.shape
-    _check_reducible(labels, row_keys, rows, columns, vocab_size)
+    _check_reducible(labels, row_keys, rows, columns)
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"expected chunks of at least 1 row, found {chunk_rows}; or pass none")
     chunk_rows = chunk_rows or max(1, mode.chunk_elements // columns)
     row_keys = torch.arange(rows, device=logits.device) if row_keys is None else row_keys
     dists, nlls = [], []
@@ -223,7 +226,9 @@ def finite_rows(logits: Float[Tensor, "rows columns"], vocab_size: int) -> Bool[
     """Which rows can be reduced: finite for every id of the vocabulary, and no NaN or +inf past it.
 
     Padded columns may be -inf: some models mask them so.
+    Raises ValueError for a vocabulary that the logits don't cover.
     """
+    _check_columns(logits, vocab_size)
     padding = logits[:, vocab_size:]
     return logits[:, :vocab_size].isfinite().all(1) & (padding < torch.inf).all(1)
 
@@ -263,9 +268,15 @@ def _keep_candidates(
     )
 
 
-def _check_reducible(labels: Tensor, row_keys: Tensor | None, rows: int, columns: int, vocab_size: int) -> None:
-    if not 1 <= vocab_size <= columns:
-        raise ValueError(f"logits score {columns} tokens but the vocabulary has {vocab_size}; pass the tokenizer's own")
+def _check_columns(logits: Tensor, vocab_size: int) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"expected logits [rows, columns], found {tuple(logits.shape)}; flatten the batch")
+    if not 1 <= vocab_size <= logits.shape[1]:
+        found = f"logits score {logits.shape[1]} tokens but the vocabulary has {vocab_size}"
+        raise ValueError(f"{found}; pass the tokenizer's own")
+
+
+def _check_reducible(labels: Tensor, row_keys: Tensor | None, rows: int, columns: int) -> None:
     if labels.shape != (rows,):
         raise ValueError(f"expected one label for each of {rows} rows, found {tuple(labels.shape)}; pass -1 for none")
     if row_keys is not None and row_keys.shape != (rows,):

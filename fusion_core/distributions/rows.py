@@ -10,7 +10,9 @@ from fusion_core.types import TokenDist
 
 
 def absent_rows(num_rows: int, vocab_size: int, device: torch.device | str = "cpu") -> TokenDist:
-    """Rows that nothing is known about."""
+    """Rows that nothing is known about. Raises ValueError for fewer than 0."""
+    if num_rows < 0:
+        raise ValueError(f"expected at least 0 rows, found {num_rows}; pass how many tokens the documents have")
     return TokenDist(
         row_offsets=torch.zeros(num_rows + 1, dtype=torch.int64, device=device),
         ids=torch.empty(0, dtype=torch.int64, device=device),
@@ -36,11 +38,17 @@ def concatenate(dists: Sequence[TokenDist]) -> TokenDist:
 
 
 def take_rows(dist: TokenDist, index: Int[Tensor, "taken"]) -> TokenDist:
-    """The rows named by `index`, in its order, repeats allowed; -1 gives an absent row."""
+    """The rows named by `index`, in its order, repeats allowed; -1 gives an absent row.
+
+    Raises ValueError for an index of no row.
+    """
+    if len(index) and not -1 <= int(index.min()) <= int(index.max()) < dist.num_rows:
+        raise ValueError(
+            f"expected an index in 0..{dist.num_rows - 1}, or -1 for none, found {int(index.min())}.."
+            f"{int(index.max())}; pass rows to take from"
+        )
     taken = index >= 0
     if not dist.num_rows:
-        if bool(taken.any()):
-            raise ValueError(f"expected only -1 as index into 0 rows, found {int(index.max())}; pass rows to take from")
         return absent_rows(len(index), dist.vocab_size, index.device)
     source = index.clamp(min=0)
     offsets = offsets_of(dist.row_offsets.diff()[source] * taken)

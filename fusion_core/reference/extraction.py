@@ -49,8 +49,13 @@ def extract(
 
     labels: the input ids, not shifted; -100 for padding. Of equal logits the lower id comes first; the original
     leaves that open.
-    Raises ValueError for a `k` that the vocabulary doesn't have.
+    Raises ValueError for a `k` that the vocabulary doesn't have, or labels and mask of another shape.
     """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2] or attention_mask.shape != labels.shape:
+        raise ValueError(
+            f"expected logits [batch, seq, vocab] with one label and one mask per row, found {tuple(logits.shape)}, "
+            f"{tuple(labels.shape)} and {tuple(attention_mask.shape)}; pass them as the model read them"
+        )
     batch, seq, vocab = logits.shape
     if not 1 <= k <= vocab:
         raise ValueError(f"expected a k in 1..{vocab}, the size of the vocabulary, found {k}; take a smaller one")

@@ -32,7 +32,10 @@ def pack(
         RuntimeError: at the level of tokens, unless mended, where there is such a column.
     """
     if not columns or block_size < 1:
-        raise ValueError(f"expected columns and a block size of at least 1, found {len(columns)} and {block_size}")
+        raise ValueError(
+            f"expected columns and a block size of at least 1, found {len(columns)} and {block_size}; the "
+            "original takes 2048"
+        )
     joined = {name: list(chain.from_iterable(values)) for name, values in _spread(columns, metric_level).items()}
     total = len(next(iter(joined.values())))
     blocks = {name: [v[i : i + block_size] for i in range(0, total, block_size)] for name, v in joined.items()}

@@ -48,9 +48,15 @@ def token_boundaries(
         char_spans: start and end of each token in its document, in characters, as the tokenizer reports them.
 
     Raises:
-        ValueError: another number of texts than documents, or an id outside the vocabulary.
+        ValueError: another number of texts than documents, offsets that don't cut the ids, an id outside the
+            vocabulary, or spans that aren't of these tokens and texts.
     """
     _check(vocabulary, ids, doc_offsets, texts)
+    if char_spans is not None and char_spans.shape != (len(ids), 2):
+        raise ValueError(
+            f"expected a start and an end for each of {len(ids)} tokens, found spans {tuple(char_spans.shape)}; pass "
+            "(0, 0) for special tokens"
+        )
     lengths = vocabulary.surface_lengths[ids.cpu()].numpy()
     ends_in_shard = np.cumsum(lengths.clip(min=0))
     starts_in_shard = np.concatenate([[0], ends_in_shard])
@@ -78,6 +84,11 @@ def _check(vocabulary: Vocabulary, ids: Tensor, doc_offsets: Tensor, texts: Sequ
     docs = doc_offsets.shape[0] - 1
     if len(texts) != docs:
         raise ValueError(f"expected one text per document, found {len(texts)} texts for {docs} documents; pass both")
+    if int(doc_offsets[0]) != 0 or int(doc_offsets[-1]) != len(ids) or bool((doc_offsets.diff() < 0).any()):
+        raise ValueError(
+            f"doc_offsets must rise from 0 to the number of ids, {len(ids)}, but found {int(doc_offsets[0])}.."
+            f"{int(doc_offsets[-1])}; pass where each document begins, and the end of the last"
+        )
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary.size:
         raise ValueError(
             f"ids must lie in 0..{vocabulary.size - 1}, but found {int(ids.min())}..{int(ids.max())}; "
@@ -124,6 +135,11 @@ def _prove_spans(vocabulary: Vocabulary, ids: Tensor, char_spans: Places, text: 
     has_text = lengths != 0
     if not has_text.any():
         return ends if text else np.zeros_like(ends)
+    if char_spans.min() < 0 or char_spans.max() >= len(byte_of_char):
+        raise ValueError(
+            f"spans must lie in the text of {len(byte_of_char) - 1} characters, but found {char_spans.min()}.."
+            f"{char_spans.max()}; pass the spans of the same texts, in characters"
+        )
     starts, stops = byte_of_char[char_spans[has_text]].T
     if starts.min() == 0:
         ends[: np.argmax(has_text)] = 0

@@ -71,9 +71,18 @@ class Vocabulary:
         return {surface: token for token, surface in enumerate(self.surfaces) if surface}
 
     def join_surfaces(self, ids: Int[Tensor, "tokens"]) -> NDArray[np.uint8]:
-        """The surfaces of `ids` one after the other, as one array of bytes; ids without bytes contribute none."""
+        """The surfaces of `ids` one after the other, as one array of bytes; ids without bytes contribute none.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
         buffer, starts, lengths = self._table
         index = ids.cpu().numpy()
+        if len(index) and not 0 <= index.min() <= index.max() < self.size:
+            raise ValueError(
+                f"ids must lie in 0..{self.size - 1}, but found {index.min()}..{index.max()}; read the vocabulary of "
+                "the tokenizer that made them"
+            )
         widths = lengths[index]
         first_in_output = np.cumsum(widths) - widths
         place = np.arange(widths.sum()) + np.repeat(starts[index] - first_in_output, widths)

@@ -33,8 +33,13 @@ def read_vocabulary(tokenizer_json: Json, roles: Mapping[str, int]) -> Vocabular
     unknown token gets no surface unless it also begins or ends texts.
 
     Raises:
-        ValueError: the tokenizer is of a kind whose pieces can't be read as bytes.
+        ValueError: the tokenizer is of a kind whose pieces can't be read as bytes, or this is no tokenizer.
     """
+    if "model" not in tokenizer_json:
+        raise ValueError(
+            f"expected a parsed tokenizer.json, with a model, found the keys {sorted(tokenizer_json)}; pass what the "
+            "file of that name holds"
+        )
     pieces = _pieces(tokenizer_json["model"])
     added = tokenizer_json.get("added_tokens") or []
     size = max([*pieces.values(), *(token["id"] for token in added)], default=-1) + 1
