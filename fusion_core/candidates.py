@@ -15,7 +15,7 @@ class Strategy(Spec, ABC):
 
         Raises ValueError without candidates, or if their rows aren't the target's.
         """
-        _check_candidates(candidates, target)
+        check_candidates(candidates, target)
         return self.fuse(candidates, target)
 
     @abstractmethod
@@ -23,7 +23,8 @@ class Strategy(Spec, ABC):
         """The same for candidates that are known to fit."""
 
 
-def _check_candidates(candidates: Sequence[Aligned], target: Tokens) -> None:
+def check_candidates(candidates: Sequence[Aligned], target: Tokens) -> None:
+    """Raises ValueError without candidates, or if their rows aren't the target's."""
     if not candidates:
         raise ValueError("expected at least 1 candidate to fuse, found 0; pass a source or the target's own rows")
     rows = [candidate.dist.num_rows for candidate in candidates]

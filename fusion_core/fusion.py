@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fusion_core.candidates import Strategy
+from fusion_core.candidates import Strategy, check_candidates
 from fusion_core.costs import Score, SharedBytes, block_costs, running_sum, sequence_costs, token_costs
 from fusion_core.distributions import concatenate, mix, take_rows
 from fusion_core.reference.extraction import mean_nll
@@ -173,7 +173,7 @@ def summarize_fusion(
 
     Raises ValueError for candidates that aren't the target's, or other than one mark per document.
     """
-    _check_candidates(candidates, target)
+    check_candidates(candidates, target)
     if only is not None and len(only) != target.num_docs:
         raise ValueError(f"expected {target.num_docs} marks, one per document, found {len(only)}; or pass none")
     number, documents = len(candidates), target.num_docs

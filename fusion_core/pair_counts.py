@@ -27,7 +27,12 @@ class PairCounts:
     def of(
         cls, source_ids: Int[Tensor, "seen"], target_ids: Int[Tensor, "seen"], counts: Int[Tensor, "seen"]
     ) -> "PairCounts":
-        """The pairs in order, the counts of equal ones summed."""
+        """The pairs in order, the counts of equal ones summed. Raises ValueError unless there are as many of each."""
+        if not len(source_ids) == len(target_ids) == len(counts):
+            raise ValueError(
+                f"expected as many target ids and counts as source ids, {len(source_ids)}, found {len(target_ids)} and "
+                f"{len(counts)}; pass one of each per pair"
+            )
         stride = 1 + (target_ids.max() if len(target_ids) else 0)
         keys, place = torch.unique(source_ids * stride + target_ids, return_inverse=True)
         return cls(keys // stride, keys % stride, torch.zeros_like(keys).index_add(0, place, counts))

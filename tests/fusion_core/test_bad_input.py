@@ -26,6 +26,7 @@ from fusion_core.fusion import AvgCE, MinCE, StaticWeights, as_candidate, summar
 from fusion_core.losses import fusion_loss, fusion_loss_from_logits, raise_lm_weight
 from fusion_core.metrics import bits_per_byte, bootstrap_interval, paired_bootstrap
 from fusion_core.min_edit import MinEdit
+from fusion_core.pair_counts import PairCounts
 from fusion_core.reference import Targets, choose_targets, collate_targets, extract, mix_targets, pack, split_long_text
 from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens, VocabMap
 from fusion_core.vocab_mapping import BytePiece, Canonical
@@ -143,6 +144,12 @@ TOKENIZERS: dict[str, tuple[Callable[[], object], str]] = {
     "an encode of another tokenizer": (lambda: BytePiece()(SMALLER, SMALLER, lambda texts: [[7]]), r"0\.\.2.*found 7"),
     "an encode that loses texts": (lambda: Canonical()(SMALLER, SMALLER, lambda texts: []), "1 texts, but found 0"),
     "strings without pieces": (lambda: MinEdit()(SMALLER, VOCABULARY), "0 pieces for 3"),
+    "a pair without a count": (
+        lambda: PairCounts.of(*[torch.ones(2).long()] * 2, torch.ones(1).long()), "2, found 2 and 1",
+    ),
+    "counts of another vocabulary": (
+        lambda: PairCounts.of(*[torch.tensor([3])] * 3).with_bytes(SMALLER, VOCABULARY), r"0\.\.2.*3 to 3",
+    ),
     "a token that is no string": (lambda: warp(replace(SEQUENCES, strings=[]), SEQUENCES), r"0\.\.-1.*0\.\.0"),
 }  # fmt: skip
 
