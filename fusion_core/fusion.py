@@ -7,7 +7,7 @@ ties go to the earlier candidate. Costs are compared in fp32, over the bytes tha
 
 The original code's rules, which break with most of this, are strategies of their own: `fusion_core.reference.fusion`.
 
-By document is the paper's way (Wan et al. 2024, section 3.2). A row's choice by document or block depends on the
+By document is the paper's way (Wan et al. 2024). A row's choice by document or block depends on the
 text behind it, its label included, as the paper's does; by token it depends on the text before it alone, and only
 candidates present in that row are asked.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from fusion_core.types import Tokens
 from fusion_core.vocabulary import Boundaries, Vocabulary, read_vocabulary, token_boundaries, without_prefix_space
@@ -32,7 +32,9 @@ class TinyTokenizer:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_str(json.dumps(self.json))
+        tokenizer = Tokenizer.from_str(json.dumps(self.json))
+        tokenizer.encode_special_tokens = True  # what looks like one in a text is text
+        return tokenizer
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -40,7 +42,9 @@ class TinyTokenizer:
 
     @cached_property
     def _middle(self) -> Tokenizer:
-        return Tokenizer.from_str(json.dumps(without_prefix_space(self.json)))
+        tokenizer = Tokenizer.from_str(json.dumps(without_prefix_space(self.json)))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def encode_middle(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._middle.encode_batch(list(texts), add_special_tokens=False)]
@@ -85,6 +89,27 @@ def train_byte_level(
     return TinyTokenizer(json.loads(with_runs.to_str()))
 
 
+def train_tiktoken() -> TinyTokenizer:
+    """Cut by tiktoken's pattern for cl100k_base, then byte-level; whole words that are tokens need no merges."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    return train(tokenizer, trainer)
+
+
 def train_marked_bpe(vocab_size: int = 480, metaspace: bool = True, prefix: str = "always") -> TinyTokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if metaspace:
@@ -125,6 +150,7 @@ def tiny() -> dict[str, TinyTokenizer]:
         "exact_byte_level": train_byte_level(),
         "exact_byte_level_prefix": train_byte_level(prefix=True, runs=False),
         "byte_level_prefix_runs": train_byte_level(prefix=True),
+        "exact_tiktoken": train_tiktoken(),
         "exact_metaspace": train_marked_bpe(),
         "exact_metaspace_bare": train_marked_bpe(prefix="never"),
         "exact_prepend": train_marked_bpe(metaspace=False),

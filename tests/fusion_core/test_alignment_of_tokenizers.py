@@ -4,12 +4,42 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fusion_core.alignment import ByteBoundary, Pair, common_rows
 from fusion_core.types import Scored, TokenDist
 from fusion_core.vocab_mapping import BytePiece
+from tests.fusion_core.test_vocabulary import TEXTS, define_boundaries
 
 INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("source_kind", "target_kind"),
+    [
+        ("exact_byte_level", "exact_metaspace"),
+        ("exact_tiktoken", "exact_prepend"),
+        ("exact_metaspace_bare", "byte_level_nfc"),
+        ("byte_level_nfc", "exact_tiktoken"),
+    ],
+)
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(TEXTS, max_size=3))
+def test_rows_of_two_tokenizers_meet_exactly_where_a_slow_reading_says(tiny, source_kind, target_kind, texts):
+    (source, _), (target, _) = (tiny[kind].read(texts) for kind in (source_kind, target_kind))
+    slow = []
+    for kind, tokens in ((source_kind, source), (target_kind, target)):
+        documents = zip(tokens.ids.split(tokens.doc_offsets.diff().tolist()), texts, strict=True)
+        slow.append(
+            [
+                (doc, end)
+                for doc, (ids, text) in enumerate(documents)
+                for end in define_boundaries(tiny[kind].vocabulary, ids.tolist(), text.encode())
+            ]
+        )
+    expected = [slow[0].index(place) if place[1] >= 0 and place in slow[0] else -1 for place in slow[1]]
+    assert common_rows(source, target).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ KINDS = [
     "exact_byte_level",
     "exact_byte_level_prefix",
     "byte_level_prefix_runs",
+    "exact_tiktoken",
     "exact_metaspace",
     "exact_metaspace_bare",
     "exact_prepend",
@@ -22,8 +23,17 @@ KINDS = [
     "unigram_nfkc",
     "word_piece",
 ]
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=40) | st.text(
-    "ab éé\n ,(日ﬁÅ", max_size=20
+AWKWARD = [
+    *["日本語", "漢字かな", "한국어", "👩‍👩‍👧", "🇩🇪", "👍🏽", "e\u0301", "a\u0308\u0323", "\u0301", "\u200d", "\ufeff"],
+    *["    ", "\u00a0", "\u3000", "\t\t", " \t ", "\r\n", "\r\n\r\n", "\n\n\n", "\r", "\x85", "\u2028"],
+    *["\x00", "\x07", "\x1b[0m", "\x7f", "<s>", "</s>", "<unk>", "<0x0A>", "<|endoftext|>", "[CLS]", "##ing", "Ġ", "Ċ"],
+    *["don't", "1234567", "ﬁ", "Å", "the dog"],
+]
+CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="▁")
+TEXTS = (
+    st.text(CHARACTERS, max_size=40)
+    | st.text("ab éé\n ,(日ﬁÅ", max_size=20)
+    | st.lists(st.sampled_from(AWKWARD) | st.text(CHARACTERS, max_size=3), max_size=10).map("".join)
 )
 
 
