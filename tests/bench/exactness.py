@@ -37,16 +37,23 @@ class Language:
     probs: Sequence[float]
 
 
-def draw_language(rng: np.random.Generator, letters: str = "abc", longest: int = 7) -> Language:
-    """All strings of a random Markov chain over `letters` that end within `longest` letters, given that they do."""
+def draw_language(rng: np.random.Generator, letters: str = "abc", longest: int = 7, memory: int = 1) -> Language:
+    """All strings of a random Markov chain over `letters` that end within `longest` letters, given that they do.
+
+    memory: how many letters back the chain remembers.
+    """
     size = len(letters)
-    step = rng.dirichlet(np.full(size, 0.7), size + 1) * (1 - rng.uniform(0.1, 0.25, (size + 1, 1)))
+    states = (size + 1) ** memory  # the last letters as the digits of a number, the highest digit before the first one
+    step = rng.dirichlet(np.full(size, 0.7), states) * (1 - rng.uniform(0.1, 0.25, (states, 1)))
     strings, probs = [], []
     for length in range(1, longest + 1):
         for places in itertools.product(range(size), repeat=length):
-            path = np.prod([step[a, b] for a, b in zip((size, *places), places, strict=False)])
+            state, path = states - 1, 1.0
+            for place in places:
+                path *= step[state, place]
+                state = (state * (size + 1) + place) % states
             strings.append("".join(letters[p] for p in places))
-            probs.append(float(path * (1 - step[places[-1]].sum())))
+            probs.append(float(path * (1 - step[state].sum())))
     total = sum(probs)
     return Language(strings, [p / total for p in probs])
 
