@@ -66,6 +66,7 @@ def fusion_loss(
     divergence: Divergence = SoftCrossEntropy(),
     head_bias: Float[Tensor, "vocab"] | None = None,
     num_labels: int | None = None,
+    num_rows: int | None = None,
     chunk_rows: int | None = None,
 ) -> FusionLoss:
     """The objective of the logits `hidden @ head_weight.T + head_bias`, which never exist at once.
@@ -74,6 +75,7 @@ def fusion_loss(
     teacher: one row per row of `hidden`.
     num_labels: what the sums are divided by, to average over several calls or processes; the labels of this
         call by default. Without any label the loss is 0.
+    num_rows: the same for a divergence that is averaged over tokens: its rows; those of this call by default.
     chunk_rows: rows of logits at a time; bounds the memory, changes nothing but rounding. By default 64 MiB of fp32
         logits, or 512 rows where these are more: the time of narrower chunks goes into the head's gradient.
 
@@ -88,7 +90,7 @@ def fusion_loss(
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     chunk_rows = _count_chunk_rows(chunk_rows, head_weight.shape[0])
     count = _count_labels(labels, num_labels)
-    objective = _scale_teacher(objective, count)
+    objective = _scale_teacher(objective, count, num_rows)
     arguments = (hidden, head_weight, head_bias, objective, count, chunk_rows, torch.is_grad_enabled())
     return FusionLoss(*_HeadLoss.apply(*arguments))  # type: ignore[no-untyped-call]
 
@@ -101,6 +103,7 @@ def fusion_loss_from_logits(
     lm_weight: float = 0.9,
     divergence: Divergence = SoftCrossEntropy(),
     num_labels: int | None = None,
+    num_rows: int | None = None,
     chunk_rows: int | None = None,
 ) -> FusionLoss:
     """The same as `fusion_loss` for a model whose head can't be taken apart; one copy of the logits is made.
@@ -112,7 +115,7 @@ def fusion_loss_from_logits(
     objective = _check(Objective(labels, teacher, divergence, lm_weight), *logits.shape)
     chunk_rows = _count_chunk_rows(chunk_rows, logits.shape[1])
     count = _count_labels(labels, num_labels)
-    objective = _scale_teacher(objective, count)
+    objective = _scale_teacher(objective, count, num_rows)
     arguments = (logits, objective, count, chunk_rows, torch.is_grad_enabled())
     return FusionLoss(*_LogitsLoss.apply(*arguments))  # type: ignore[no-untyped-call]
 
@@ -239,11 +242,11 @@ def _count_labels(labels: Tensor, num_labels: int | None) -> int:
     return max(int((labels != IGNORED_LABEL).sum()) if num_labels is None else num_labels, 1)
 
 
-def _scale_teacher(objective: Objective, num_labels: int) -> Objective:
+def _scale_teacher(objective: Objective, num_labels: int, num_rows: int | None) -> Objective:
     """The same, its teacher weighed so that after the division by `num_labels` it is a mean over what it should be."""
     if objective.divergence.averaged_over == "labels":
         return objective
-    return replace(objective, teacher_scale=float(num_labels) / max(len(objective.labels), 1))
+    return replace(objective, teacher_scale=float(num_labels) / max(num_rows or len(objective.labels), 1))
 
 
 def _count_chunk_rows(chunk_rows: int | None, vocab: int) -> int:
