@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,15 +26,21 @@ class Output:
     label: str
     pins: Mapping[str, object] = field(default_factory=dict)  # what the step's `pin` found, as it was hashed
     facts: dict[str, object] = field(default_factory=dict)
+    afterwards: list[Callable[[], None]] = field(default_factory=list)  # called once the artifact is published
 
     def ref(self, kind: type[K], **fields: object) -> K:
         """The ref that the body returns."""
         return kind.model_validate({"step": self.step, "fingerprint": self.fingerprint, **fields})
 
-    def progress(self, done: int, total: int, unit: str) -> None:
+    @property
+    def address(self) -> str:
+        """The folder of the artifact to be, below the store's root."""
+        return f"{self.step}/{self.fingerprint}"
+
+    def progress(self, done: int, total: int, unit: str, message: str = "") -> None:
         """Tells how far the step is. Raises `Stopped` once the run has been told to end."""
         check_stopped()
-        tell(Event(self.step, self.label, "work", done=done, total=total, unit=unit))
+        tell(Event(self.step, self.label, "work", done=done, total=total, unit=unit, message=message))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ memory-mapped: `read_*` costs no more than the pages that are touched. The heade
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +26,7 @@ from tasks.models import load_encode
 
 SCORED, ALIGNED, FUSED, VOCAB_MAP = "scored.safetensors", "aligned.safetensors", "fused.safetensors", "map.safetensors"
 COUNTS = "counts.safetensors"
+_PER_ENTRY = ("ids", "logprobs")  # columns of a distribution with a value per kept token; the others: per row
 SOURCE_VOCABULARY, TARGET_VOCABULARY = "source_vocabulary.json", "target_vocabulary.json"
 TARGET_TOKENIZER = "target_tokenizer.json"
 
@@ -67,6 +69,26 @@ def read_fused(folder: Path) -> Fused:
     """The teacher of a shard, as written by `write_fused`."""
     tensors, header = _load(folder / FUSED)
     return Fused(_unpack_dist(tensors, header["vocab_size"]), tensors["winner"].long())
+
+
+class FusedRows:
+    """The teacher of a shard, of which only the rows that are asked for are read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens `fused.safetensors`; nothing but its header is read."""
+        self._file, self._header = _open(folder / FUSED)
+        self._names = set(self._file.keys()) - {"winner"}
+        self.num_rows: int = self._file.get_slice("tail_logprob").get_shape()[0]
+        self.vocab_size: int = self._header["vocab_size"]
+
+    def rows(self, start: int, stop: int) -> TokenDist:
+        """The rows `start..stop-1`, as `read_fused(folder).dist.rows(start, stop)` gives them."""
+        offsets = self._file.get_slice("row_offsets")[start : stop + 1]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        tensors = {"row_offsets": offsets - offsets[0]}
+        for name in self._names - {"row_offsets"}:
+            tensors[name] = self._file.get_slice(name)[entries if name in _PER_ENTRY else slice(start, stop)]
+        return _unpack_dist(tensors, self.vocab_size)
 
 
 def write_counts(folder: Path, counts: PairCounts) -> None:
@@ -167,14 +189,21 @@ def _save(path: Path, tensors: dict[str, Tensor], **header: int) -> None:
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    file, header = _open(path)
+    with file:
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
+
+
+def _open(path: Path) -> tuple[Any, dict[str, int]]:  # Any: safetensors types no method of its files
+    """The memory-mapped file and our part of its header. Raises `StoreError` for one that can't be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("llm_fuse", "{}"))
-            found = header.get("schema_version", 0)
-            if found > SCHEMA_VERSION:
-                raise StoreError(f"{path.name}: reads up to schema {SCHEMA_VERSION}, found {found}; upgrade llm-fuse")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
+        file: Any = safe_open(path, framework="pt")
     except SafetensorError as error:
         raise StoreError(
             f"{path.name}: not a readable safetensors file ({error}); delete its folder to recompute it"
         ) from error
+    header = json.loads((file.metadata() or {}).get("llm_fuse", "{}"))
+    found = header.get("schema_version", 0)
+    if found > SCHEMA_VERSION:
+        raise StoreError(f"{path.name}: reads up to schema {SCHEMA_VERSION}, found {found}; upgrade llm-fuse")
+    return file, header

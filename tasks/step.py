@@ -26,7 +26,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from prefect.cache_policies import NO_CACHE
@@ -227,23 +226,26 @@ class Step(Generic[R]):
         job.tell("started")
         try:
             folder = job.store.scratch(job.ref.address, job.owner)
+            out = Output(folder, self.name, job.ref.fingerprint, job.label, job.pins)
             try:
-                made, manifest = self._make(job, folder)
+                made, manifest = self._make(job, out)
             except BaseException:
                 with contextlib.suppress(Exception):  # the body's error is the one to see
                     job.store.discard(folder, job.ref.address, job.owner)
                 raise
             job.store.commit(manifest, folder)
+            with contextlib.suppress(Exception):  # clearing up must not fail what is published
+                for act in out.afterwards:
+                    act()
         except BaseException as error:
             job.tell("failed", message=f"{type(error).__name__}: {error}")
             raise
         job.tell("computed", seconds=manifest.seconds)
         return made
 
-    def _make(self, job: Job, folder: Path) -> tuple[R, Manifest]:
+    def _make(self, job: Job, out: Output) -> tuple[R, Manifest]:
         """What the body returns and the manifest that will publish it, with all files in the store."""
         started, clock = datetime.now(UTC), time.monotonic()
-        out = Output(folder, self.name, job.ref.fingerprint, job.label, job.pins)
         made = self.body(**job.arguments, runtime=job.runtime, out=out)
         if not isinstance(made, self.returns) or made.address != job.ref.address:
             raise TypeError(f"step {self.name}: expected `return out.ref({self.returns.__name__})`, found {made!r}")
@@ -256,7 +258,7 @@ class Step(Generic[R]):
             arguments=json.loads(canonical_json(job.arguments)),
             pins=job.pins,
             inputs=list(refs_in(job.arguments)),  # type: ignore[arg-type]
-            files=job.store.upload(folder, job.ref.address, job.owner),
+            files=job.store.upload(out.dir, job.ref.address, job.owner),
             facts=out.facts,
             owner=job.owner,
             started_at=started.isoformat(timespec="seconds"),

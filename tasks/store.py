@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +66,24 @@ class Store(Objects):
         if manifest is None:
             raise StoreError(f"{ref}: no such artifact in {self.root}; run the step again to recompute it")
         wanted = manifest.files if names is None else {name: _file_of(manifest, name) for name in names}
+        return self.bring(ref.address, wanted) / manifest.owner
+
+    def bring(self, address: str, files: Mapping[str, FileFact]) -> Path:
+        """The local folder of an address, in which these files lie, each checked against its size and SHA-256.
+
+        Raises `StoreError` when one is missing or differs.
+        """
         home = Path(self.base) if self.is_local else self.cache / "files"
-        for name, fact in wanted.items():
-            file = home / ref.address / fact.path
+        for name, fact in files.items():
+            file = home / address / fact.path
             problem = self._problem(file, fact)
             if problem is not None and not self.is_local:
-                problem = self._download(f"{ref.address}/{fact.path}", file, fact)
+                problem = self._download(f"{address}/{fact.path}", file, fact)
             if problem is not None:
-                raise StoreError(f"{ref.address}/{name}: {problem}; delete the folder {ref.address} to recompute it")
+                raise StoreError(f"{address}/{name}: {problem}; delete the folder {address} to recompute it")
         if not self.is_local:
             self._evict()
-        return home / ref.address / manifest.owner
+        return home / address
 
     def damage(self, manifest: Manifest) -> list[str]:
         """One sentence per file of the artifact that is missing or differs from its manifest; empty when whole."""
