@@ -21,7 +21,7 @@ from tasks.evaluate import EvaluationSpec
 from tasks.extract import ExtractionSpec
 from tasks.models import HubModel, LocalModel
 from tasks.scratch import ArchitectureSpec, TokenizerSpec
-from tasks.trainer import TrainingSpec
+from tasks.training.spec import TrainingSpec
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.spec import PINNED, Spec
+from tasks.training.runtime import TrainingRuntime
 
 SCHEMA_VERSION = 1
 """Of manifests and data files. Readers accept this and older ones, and refuse newer ones by name."""
@@ -169,6 +170,7 @@ class Runtime(BaseModel):
     lease_seconds: float = Field(
         60.0, gt=0, title="Lease", description="How long a killed worker can block its shard for others."
     )
+    training: TrainingRuntime = Field(default_factory=TrainingRuntime, title="Training")
 
 
 class FileFact(BaseModel):

@@ -11,6 +11,7 @@ from tasks.claims import claim_record, owner_state
 from tasks.lineage import ADDRESS, RUNS, Library
 from tasks.objects import Entry, Upload
 from tasks.store import MANIFEST, Store
+from tasks.training.checkpoints import CHECKPOINTS, KEPT_SECONDS
 
 MIN_AGE_SECONDS = 3600.0
 _STRAY = re.compile(rf"\.?probe-[0-9a-f]{{32}}(\.[0-9a-f]{{8}})?|{RUNS}/\.[^/]+\.[0-9a-f]{{8}}")
@@ -22,11 +23,12 @@ class Garbage:
     """One thing that may go: its path below the root, its bytes (0 for an upload: unknown), its age in seconds.
 
     artifact: a whole one that no kept run reaches. attempt: a folder or file that no manifest names. claim: of a
-    dead owner. upload: an unfinished multipart upload. stray: a temporary object of a killed process.
+    dead owner. checkpoint: of a training that nobody went on with for a week, or that was published. upload: an
+    unfinished multipart upload. stray: a temporary object of a killed process.
     """
 
     path: str
-    kind: Literal["artifact", "attempt", "claim", "upload", "stray"]
+    kind: Literal["artifact", "attempt", "checkpoint", "claim", "upload", "stray"]
     bytes: int
     age: float
     manifest: Manifest | None = field(default=None, repr=False)
@@ -115,8 +117,16 @@ def _unneeded(address: str, folder: _Folder, is_reached: bool, now: float) -> It
         yield Garbage(address, "artifact", folder.total(folder.published), age, manifest=folder.manifest)
     for name in folder.parts:
         if name and name not in (MANIFEST, *folder.published):
-            kind: Literal["claim", "attempt"] = "claim" if name.startswith(CLAIM) else "attempt"
-            yield Garbage(f"{address}/{name}", kind, folder.total([name]), now - folder.newest([name]))
+            age = now - folder.newest([name])
+            if name == CHECKPOINTS and folder.manifest is None and age < KEPT_SECONDS:
+                continue  # somebody may still go on from them
+            yield Garbage(f"{address}/{name}", _kind_of(name), folder.total([name]), age)
+
+
+def _kind_of(name: str) -> Literal["attempt", "checkpoint", "claim"]:
+    if name.startswith(CLAIM):
+        return "claim"
+    return "checkpoint" if name == CHECKPOINTS else "attempt"
 
 
 def _remove(store: Store, item: Garbage) -> bool:

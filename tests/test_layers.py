@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {  # package -> the modules of tasks/ that may import it
-    "transformers": {"models", "engines", "trainer", "scratch"},
+    "transformers": {"models", "engines", "training", "scratch"},
     "tokenizers": {"models", "scratch"},
     "datasets": {"corpus"},
     "s3fs": {"store"},

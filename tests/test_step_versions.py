@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "step_versions.json"
 # Reached by every step, and no part of any result's meaning: how results are cached, found and told.
 # Calls that no import shows: what a step starts as a child process.
-STARTED = {("tasks.train", "train"): ("tasks.trainer", "run_training")}
+STARTED = {("tasks.train", "train"): ("tasks.training.child", "run_training")}
 EXECUTION = {
     "tasks.step",
     "tasks.job",
@@ -130,7 +130,7 @@ def test_a_step_reaches_the_math_it_calls_through_other_modules() -> None:
 def test_training_reaches_the_loss_though_it_runs_in_a_child() -> None:
     reached: dict[tuple[str, str], str] = {}
     _reach("tasks.train", "train", reached)
-    assert {("tasks.trainer", "_loss"), ("fusion_core.losses", "fusion_loss")} <= reached.keys()
+    assert {("tasks.training.loss", "LossHead"), ("fusion_core.losses", "fusion_loss")} <= reached.keys()
 
 
 def test_hash_sees_code_but_not_words() -> None:

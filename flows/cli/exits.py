@@ -32,8 +32,8 @@ def _is_from_the_stores_client(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in ("aiobotocore", "botocore")
 
 
-# What Prefect raises for a run that ended without a reason of its own, by name: importing it takes seconds.
-_FAILED_RUNS = {"CancelledRun", "CrashedRun", "FailedRun", "PausedRun", "ShardsFailed", "UnfinishedRun"}
+# Runs and trainings that ended badly without a bug, by name: importing what raises them takes seconds.
+_FAILED_RUNS = {"CancelledRun", "CrashedRun", "FailedRun", "PausedRun", "ShardsFailed", "TrainingFailed", "UnfinishedRun"}
 
 
 def report_error(error: BaseException, *, verbose: bool) -> int:

@@ -35,7 +35,7 @@ def extracting(bench: Bench, process: psutil.Process) -> bool:
 
 def training(bench: Bench, process: psutil.Process) -> bool:
     """Whether a child process trains."""
-    return any("tasks.trainer" in _words_of(child) for child in process.children(recursive=True))
+    return any("tasks.training.child" in _words_of(child) for child in process.children(recursive=True))
 
 
 def _words_of(process: psutil.Process) -> list[str]:

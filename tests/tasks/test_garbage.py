@@ -14,6 +14,7 @@ from tasks.lineage import Library
 from tasks.objects import Objects
 from tasks.step import Output, step
 from tasks.store import Store, open_store
+from tasks.training.checkpoints import KEPT_SECONDS, Checkpoints
 
 HOUR = 3600.0
 
@@ -229,3 +230,31 @@ def test_a_removal_that_is_killed_half_way_leaves_no_false_hit(disk: Runtime, mo
     assert [item.kind for item in garbage_in(store)] == ["attempt"]
     assert download.fn("model", runtime=disk) == ref
     assert Library.load(store).verify([ref]) == []
+
+
+def _keep_checkpoint(store: Store, folder: Path, address: str) -> None:
+    (folder / "state").mkdir(parents=True)
+    (folder / "state" / "weights").write_bytes(b"half-way")
+    Checkpoints(store, address).save(folder / "state", 1)
+
+
+def test_checkpoints_of_a_killed_training_are_kept_for_a_week(disk: Runtime, tmp_path: Path) -> None:
+    store, address = open_store(disk), "train/" + "a" * 32
+    _keep_checkpoint(store, tmp_path, address)
+    age(store, address, KEPT_SECONDS - HOUR)
+    assert garbage_in(store) == []
+    age(store, address, KEPT_SECONDS + HOUR)
+    claim = Claims(store, address, "owner", lease_seconds=60.0).acquire()
+    assert claim is not None
+    assert garbage_in(store) == []  # somebody goes on with it
+    claim.release()
+    assert kinds(sweep(store, garbage_in(store))) == [("checkpoint", f"{address}/checkpoints")]
+    assert store.listing() == {}
+
+
+def test_checkpoints_of_a_published_model_are_needed_no_more(disk: Runtime, tmp_path: Path) -> None:
+    store = open_store(disk)
+    model = download.fn("kept", runtime=disk)
+    _keep_checkpoint(store, tmp_path, model.address)
+    assert kinds(sweep(store, garbage_in(store, model))) == [("checkpoint", f"{model.address}/checkpoints")]
+    assert store.fetch(model).is_dir()

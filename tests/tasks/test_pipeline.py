@@ -25,7 +25,7 @@ from tasks.models import LocalModel, load_model
 from tasks.shards import read_aligned, read_fused, read_scored
 from tasks.store import Store, open_store
 from tasks.train import train
-from tasks.trainer import TrainingSpec
+from tasks.training.spec import TrainingSpec
 from tasks.vocab import map_vocab
 from tests.conftest import TEXTS, ModelFactory
 

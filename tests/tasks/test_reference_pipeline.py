@@ -1,5 +1,6 @@
 """`reference: true` through the steps, against the original's rules one by one in loops and `fusion_core.reference`."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fusion_core.reference import (
     pack,
     reward,
 )
-from fusion_core.types import Fused
+from fusion_core.types import Fused, TokenDist, Tokens
 from tasks.align import align
 from tasks.artifacts import AlignedRef, ModelRef, Runtime, ScoredRef, ShardRef
 from tasks.corpus import CorpusSpec, Files, build_corpus
@@ -32,7 +33,8 @@ from tasks.models import LocalModel, load_model
 from tasks.shards import read_aligned, read_fused, read_scored
 from tasks.store import open_store
 from tasks.train import train
-from tasks.trainer import _Collator, _examples, _loss
+from tasks.training.batches import Collator, Example
+from tasks.training.loss import install_loss_head, training_loss
 from tasks.vocab import map_vocab
 from tests.conftest import ModelFactory
 from tests.tasks.original import K, Read, Row, bring_rows, map_nearest, read_as_original, spell_vocabulary
@@ -152,6 +154,14 @@ def _expected(made: Made, choice: dict[str, Any]) -> dict[tuple[int, int], dict[
     return found
 
 
+def _examples(tokens: Tokens, dist: TokenDist | None) -> list[Example]:
+    bounds = itertools.pairwise(tokens.doc_offsets.tolist())
+    return [
+        Example(number, tokens.ids[start:stop], dist and dist.rows(start, stop), 0)
+        for number, (start, stop) in enumerate(bounds)
+    ]
+
+
 CHOICES: list[dict[str, Any]] = [
     {},
     {"base_teaches": False},
@@ -198,17 +208,25 @@ def test_the_loss_of_a_batch_and_its_gradient_are_the_originals(
         training["lm_weight_schedule"] = "rising"
     spec = Recipe.model_validate(_recipe(training=training)).training
     tokens = read_scored(made.fetch(made.own)).tokens
-    examples = _examples(tokens, made.teacher(**choice).dist, 0, made.teacher().dist.vocab_size)
+    examples = _examples(tokens, made.teacher(**choice).dist)
     targets, costs = _collate(made, choice)
     combine = "avg_ce" if choice.get("kind") else "min_ce"
     objective = Objective.model_validate({"combine": combine, "weighting": weighting, "loss": loss})
     chosen = [[1], [3]] if weighting == "soft" else [[0, 1, 2, 3, 4], [4, 2]]
     model = load_model(made.fetch(made.target), "float32")
+    head = install_loss_head(model)
     weight = model.get_output_embeddings().weight
     for documents in chosen:
-        batch = _Collator()([examples[d] for d in documents])
-        lm_weight = spec.lm_weight_at(3, 10)
-        ours = _loss(model, batch, lm_weight, spec.divergence, int((batch["labels"] != -100).sum()))
+        batch = Collator(weight.shape[0], spec.divergence.averaged_over == "tokens")([examples[d] for d in documents])
+        ours = training_loss(
+            model,
+            head,
+            batch,
+            lm_weight=spec.lm_weight_at(3, 10),
+            divergence=spec.divergence,
+            num_labels=int((batch["labels"] >= 0).sum()),
+            num_rows=len(batch["labels"]),
+        )
         length = batch["input_ids"].shape[1]
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         cut = tuple(Targets(t.ids[documents, :length], t.probs[documents, :length]) for t in targets)
@@ -227,7 +245,7 @@ def test_a_whole_training_step_reports_that_loss(made: Made) -> None:
     manifest = open_store(made.runtime).manifest(trained)
     assert manifest is not None
     targets, costs = _collate(made, {})
-    batch = _Collator()(_examples(read_scored(made.fetch(made.own)).tokens, None, 0, 0))
+    batch = Collator(0)(_examples(read_scored(made.fetch(made.own)).tokens, None))
     model = load_model(made.fetch(made.target), "float32")
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

@@ -1,0 +1,113 @@
+"""The sequences of a training and their teachers, on disk until a step asks for them."""
+
+import hashlib
+import itertools
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tasks.artifacts import FusedRef, ModelRef, ShardRef
+from tasks.documents import read_documents
+from tasks.engines import check_window
+from tasks.models import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
+from tasks.shards import FusedRows
+from tasks.store import Store
+from tasks.training.batches import Example
+
+_OPEN_SHARDS = 64
+
+
+def write_sequences(store: Store, model: ModelRef, shards: Sequence[ShardRef], folder: Path) -> None:
+    """Encodes the corpus, one shard after the other, into `folder`: token ids, offsets and the documents' names.
+
+    Raises `ValueError` when a piece is longer than the model's window.
+    """
+    home = store.fetch(model)
+    tokenizer = load_tokenizer(home)
+    vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(home))
+    for number, shard in enumerate(shards):
+        documents = read_documents(store, shard)
+        tokens = encode_documents(tokenizer, vocabulary, [d.text for d in documents], [d.final for d in documents])
+        check_window(window, tokens, [len(d.text.encode()) for d in documents])
+        columns = {"ids": tokens.ids.to(torch.int32), "doc_offsets": tokens.doc_offsets}
+        save_file(columns, _tokens_file(folder, number))
+        _names_file(folder, number).write_text(json.dumps([d.id for d in documents]))
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.size))
+
+
+def _tokens_file(folder: Path, number: int) -> Path:
+    return folder / f"tokens-{number:05d}.safetensors"
+
+
+def _names_file(folder: Path, number: int) -> Path:
+    return folder / f"documents-{number:05d}.json"
+
+
+class Examples(torch.utils.data.Dataset[Example]):
+    """Every sequence of at least two tokens, with its teacher's rows. Only what is asked for is read, by memory map.
+
+    Of the whole corpus, 20 bytes per sequence are in memory.
+    """
+
+    def __init__(self, store: Store, folder: Path, shards: Sequence[ShardRef], teachers: Sequence[FusedRef]) -> None:
+        """folder: as `write_sequences` left it. Raises `ValueError` for a teacher that isn't of these rows."""
+        self.store, self.folder, self.teachers = store, folder, list(teachers)
+        self.vocab_size: int = json.loads((folder / "vocabulary.json").read_text())
+        self._files: OrderedDict[int, tuple[Any, FusedRows | None]] = OrderedDict()
+        columns = [self._read_offsets(number, shard) for number, shard in enumerate(shards)]
+        self._shard, self._document, self._start, self._stop = (
+            np.concatenate([column[part] for column in columns]) if columns else np.empty(0, dtype=np.int64)
+            for part in range(4)
+        )
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences together."""
+        return int((self._stop - self._start).sum())
+
+    def __getitem__(self, number: int) -> Example:
+        tokens, teacher = self._open(int(self._shard[number]))
+        start, stop = int(self._start[number]), int(self._stop[number])
+        ids = tokens.get_slice("ids")[start:stop].long()
+        mark = int.from_bytes(hashlib.sha256(ids.numpy().tobytes()).digest()[:8]) >> 1
+        return Example(number, ids, None if teacher is None else teacher.rows(start, stop), mark)
+
+    def document(self, number: int) -> str:
+        """The id of the document that a sequence is, or is a piece of."""
+        names = json.loads(_names_file(self.folder, int(self._shard[number])).read_text())
+        return str(names[int(self._document[number])])
+
+    def _read_offsets(self, number: int, shard: ShardRef) -> tuple[np.ndarray, ...]:
+        tokens, teacher = self._open(number)
+        offsets = tokens.get_tensor("doc_offsets").numpy()
+        rows = int(offsets[-1])
+        if teacher is not None and (teacher.num_rows, teacher.vocab_size) != (rows, self.vocab_size):
+            raise ValueError(
+                f"shard {shard.index}: expected a teacher of {rows} rows over {self.vocab_size} tokens, "
+                f"found {teacher.num_rows} over {teacher.vocab_size}; align and fuse for this target"
+            )
+        pairs = np.array(list(itertools.pairwise(offsets.tolist())), dtype=np.int64).reshape(-1, 2)
+        document = np.flatnonzero(pairs[:, 1] - pairs[:, 0] > 1)
+        where = np.full(len(document), number, dtype=np.int32)
+        return where, document.astype(np.int32), pairs[document, 0], pairs[document, 1]
+
+    def _open(self, number: int) -> tuple[Any, FusedRows | None]:  # Any: safetensors types none of its methods
+        """A shard's files; those used last stay open. A teacher that the local cache let go of is fetched again."""
+        if number not in self._files:
+            tokens = safe_open(_tokens_file(self.folder, number), framework="pt")
+            teacher = FusedRows(self.store.fetch(self.teachers[number])) if self.teachers else None
+            self._files[number] = (tokens, teacher)
+            if len(self._files) > _OPEN_SHARDS:
+                self._files.popitem(last=False)
+        self._files.move_to_end(number)
+        return self._files[number]
