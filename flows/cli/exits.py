@@ -33,7 +33,15 @@ def _is_from_the_stores_client(error: BaseException) -> bool:
 
 
 # Runs and trainings that ended badly without a bug, by name: importing what raises them takes seconds.
-_FAILED_RUNS = {"CancelledRun", "CrashedRun", "FailedRun", "PausedRun", "ShardsFailed", "TrainingFailed", "UnfinishedRun"}
+_FAILED_RUNS = {
+    "CancelledRun",
+    "CrashedRun",
+    "FailedRun",
+    "PausedRun",
+    "ShardsFailed",
+    "TrainingFailed",
+    "UnfinishedRun",
+}
 
 
 def report_error(error: BaseException, *, verbose: bool) -> int:
