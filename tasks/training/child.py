@@ -43,27 +43,28 @@ def run_training(job: TrainingJob, progress: "ReportProgress") -> dict[str, obje
     device = pick_device(job.runtime.device)
     group = PartialState(cpu=device.type == "cpu")
     folder = store.fetch(job.model)
-    with group.main_process_first():
-        if group.is_main_process:
+    with group.local_main_process_first():
+        if group.is_local_main_process:
             job.work.mkdir(exist_ok=True)
             write_sequences(store, job.model, job.shards, job.work)
-            copy_companions(folder, job.output)  # first: hours later a cache may have let go of them
     examples = Examples(store, job.work, job.shards, job.teachers if spec.lm_weight < 1 else [])
     collator = Collator(examples.vocab_size, spec.divergence.averaged_over == "tokens", how.packing)
     plan = Plan.of(spec, len(examples))
     network, head = prepare_network(folder, spec, how)
     if group.is_main_process:
+        copy_companions(folder, job.output)  # first: hours later a cache may have let go of them
         check_packing(network, examples, collator)
     trackers = ["tensorboard", *how.trackers]
     arguments, passes = arguments_for(spec, plan, how.micro_batch, device, job.work, trackers)
-    course = Course.read(job.resume)
-    trainer = FusionTrainer(network, head, arguments, examples, passes, collator, spec, course)
     checkpoints = Checkpoints(store, job.address, layout_of(how))
+    resume = job.resume or checkpoints.newest()
+    course = Course.read(resume)
+    trainer = FusionTrainer(network, head, arguments, examples, passes, collator, spec, course)
     trainer.add_callback(Bookkeeping(trainer, checkpoints, how.checkpoint_seconds, progress))
     resumed_at = course.steps
-    trainer.train(resume_from_checkpoint=None if job.resume is None else str(job.resume))
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     _save(trainer, job)
-    if group.is_main_process:
+    if group.is_local_main_process:
         shutil.rmtree(job.work, ignore_errors=True)
     return {
         **_facts(trainer, plan),
@@ -101,10 +102,10 @@ def _facts(trainer: "FusionTrainer", plan: Plan) -> dict[str, object]:
     }
 
 
-def _end_with(owner: int, parent: int) -> None:
+def _end_with(owner: int | None, parent: int) -> None:
     """Ends this process once its parent, or whoever wanted the model, is gone, killed even."""
     try:
-        process = psutil.Process(owner)
+        process = psutil.Process(owner or parent)
         while os.getppid() == parent and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(1.0)
     except psutil.NoSuchProcess:

@@ -1,5 +1,6 @@
 """What is trained: the objective, its optimisation, and the job that a child process is told."""
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,7 +14,11 @@ from tasks.engines import Dtype
 
 
 class LoRA(Spec):
-    """Low-rank updates beside frozen weights, added to them when the model is saved (Hu et al. 2021)."""
+    """Low-rank updates beside frozen weights, added to them when the model is saved (Hu et al. 2021, LoRA).
+
+    The frozen weights keep the precision of `TrainingSpec.weights`; frozen in four bits (Dettmers et al. 2023, QLoRA)
+    they could not be added to without rounding, and that isn't offered.
+    """
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, gt=0, title="Rank")
@@ -67,8 +72,9 @@ class TrainingSpec(Spec):
 class TrainingJob(BaseModel):
     """What the child is told: addresses, the objective, and where to leave the model.
 
-    address: of the model to be, below which its checkpoints lie. resume: the folder of a checkpoint to go on from.
-    owner: the process that wants the model; the child ends with it.
+    address: of the model to be, below which its checkpoints lie. resume: the folder of a checkpoint to go on from;
+    the newest complete one when it isn't named. owner: the process that wants the model and that the child ends with,
+    if there is one on this machine.
     """
 
     model: ModelRef
@@ -79,9 +85,9 @@ class TrainingJob(BaseModel):
     output: Path
     address: str
     resume: Path | None = None
-    owner: int
+    owner: int | None = None
 
     @property
     def work(self) -> Path:
-        """A folder beside the output for what is gone afterwards."""
-        return self.output.parent / f".{self.output.name}-trainer"
+        """A folder beside the output for what is gone afterwards; each machine's own."""
+        return self.output.parent / f".{self.output.name}-trainer-{os.environ.get('GROUP_RANK', '0')}"

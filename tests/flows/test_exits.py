@@ -5,6 +5,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
 from flows.cli.exits import BUG, FAILED, USAGE, exit_code, report_error
 from tasks.artifacts import StoreError
+from tasks.training.failures import TrainingFailed
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,7 @@ from tasks.artifacts import StoreError
         (NoCredentialsError(), USAGE),
         (EndpointConnectionError(endpoint_url="http://127.0.0.1:1"), FAILED),
         (ConnectionResetError(104, "reset"), FAILED),
+        (TrainingFailed("killed for memory"), FAILED),
         (KeyError("bug"), BUG),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),

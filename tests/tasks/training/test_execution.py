@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 
 from fusion_core.divergences import ReferenceCrossEntropy
 from tasks.train import train
+from tasks.training.batches import Collator
+from tasks.training.examples import Examples, write_sequences
 from tasks.training.failures import TrainingFailed
+from tasks.training.network import check_packing
 from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import LoRA, TrainingSpec
 from tests.tasks.training.conftest import Lesson, assert_same_course, learn, weights_of
@@ -46,6 +49,21 @@ def test_a_packed_row_that_is_too_short_names_what_fits(lesson: Lesson, tmp_path
         ValueError, match=r"packing: expected rows that hold the longest sequence, found 8 tokens for one of"
     ):
         learn(job)
+
+
+def test_a_model_in_which_packed_documents_see_each_other_is_refused(lesson: Lesson, tmp_path: Path) -> None:
+    """With ALiBi nothing but the mask knows about positions."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    write_sequences(lesson.store, lesson.target, lesson.shards, tmp_path)
+    examples = Examples(lesson.store, tmp_path, lesson.shards, [])
+    sizes = {"vocab_size": 400, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BloomForCausalLM(BloomConfig(**sizes))
+    with pytest.raises(ValueError, match=r"packing: expected a packed document to cost what it costs alone"):
+        check_packing(network, examples, Collator(400, packing=256))
+    check_packing(network, examples, Collator(400))
 
 
 def test_an_adapter_is_merged_and_leaves_the_other_weights_alone(lesson: Lesson, tmp_path: Path) -> None:

@@ -132,3 +132,5 @@ def test_a_child_killed_by_the_kernel_is_explained_and_the_next_call_goes_on(les
     folder = lesson.store.fetch(trained)
     assert (folder / "model.safetensors").read_bytes() == (whole.output / "model.safetensors").read_bytes()
     assert CHECKPOINTS not in lesson.store.names(trained.address)
+    events = Path(lesson.runtime.root, "tensorboard", trained.fingerprint[:12]).glob("events.out.tfevents.*")
+    assert len(list(events)) == 2  # one per attempt
