@@ -30,6 +30,7 @@ EXECUTION = {
     "tasks.progress",
     "tasks.transient",
     "tasks.environment",
+    "tasks.training.runtime",
 }
 
 
