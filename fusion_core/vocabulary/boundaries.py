@@ -39,8 +39,9 @@ def token_boundaries(
 
     A document whose joined surfaces equal its bytes (after one prefix space, if the tokenizer adds one) has all its
     boundaries. Any other document has them up to the first byte that differs or the first token without bytes of its
-    own; with `char_spans` it has instead those that its tokens' spans prove. Everything else is `NO_BOUNDARY`, never
-    shifted. The rules for special tokens are those of `Tokens.boundaries`.
+    own, and none but 0 where a prefix space can't be told from the text's own first one; with `char_spans` it has
+    instead those that its tokens' spans prove. Everything else is `NO_BOUNDARY`, never shifted. The rules for special
+    tokens are those of `Tokens.boundaries`.
 
     Args:
         ids, doc_offsets: as in `Tokens`, special tokens included, padding not.
@@ -112,6 +113,8 @@ def _follow(
     ends = np.maximum(read - shift, 0)
     ends[(ends > equal) | hidden] = NO_BOUNDARY
     complete = equal == len(expected) == len(joined) - shift and not hidden.any()
+    if not complete and has_prefix and (equal == 0 or text.startswith(b" ")):
+        ends[read > 0] = NO_BOUNDARY  # whether its first space is the prefix or of the text is anybody's guess
     return ends, None if complete else equal
 
 

@@ -18,8 +18,8 @@ can be weighed, the ones that its rows don't show included. Measured, in total v
   over all texts: a soft `Statistics`, which needs no student.
 
 Sets are "true" (what the strings show); "by prefix": the candidate's own target token, and all that begin with the
-candidate and go on; or "by both": of these only the ones that the source, too, would begin to read with the candidate.
-A product could know the last two.
+candidate and go on; or "by both": of these only the ones that the source, too, would begin to read with the candidate,
+and none for a candidate that `Canonical` leaves out. A product could know the last two.
 
     python -m tests.bench.remaining_error [--draws 12] [--memory 1] [--json FILE]
 """
@@ -237,7 +237,7 @@ def read_candidate(world: World, way: Tokens, text: str, before: Tokens) -> Cand
     sets = {
         "true sets": frozenset(world.next_tokens(below & world.target.below[before], len(before))),
         "sets by prefix": by_prefix,
-        "sets by both": kept if way[-1] == END else kept | agreed,
+        "sets by both": kept if way[-1] == END or not kept else kept | agreed,
     }
     return Candidate(world.mass(below), way[-1] if way[-1] == text else "", own, sets)
 

@@ -70,8 +70,9 @@ def test_surfaces_spell_the_text_or_the_vocabulary_says_it_may_change(tiny, kind
     tokens, found = tiny[kind].read([text])
     vocabulary = tiny[kind].vocabulary
     if found.differs_at:
-        unknown = any(vocabulary.surfaces[i] is None for i in tokens.ids.tolist())
-        assert vocabulary.normalizes or unknown
+        # a Unigram model may hold "<s>" as a piece like any other, and so read it in a text
+        unspelled = any(not vocabulary.surfaces[i] for i in tokens.ids.tolist()[1:-1])
+        assert vocabulary.normalizes or unspelled
         assert not (kind.startswith("exact"))
     else:
         joined = bytes(vocabulary.join_surfaces(tokens.ids))
@@ -196,6 +197,14 @@ def test_a_text_that_starts_with_a_space_may_come_without_a_prefix():
     vocabulary = simple_vocabulary(adds_prefix_space=True)
     assert boundaries_of(vocabulary, [1, 8], b" a").boundaries.tolist() == [0, 2]
     assert boundaries_of(vocabulary, [1, 5, 8], b" a").boundaries.tolist() == [NO_BOUNDARY, 0, 2]
+
+
+def test_where_a_prefix_space_may_be_the_texts_own_only_the_whole_text_proves_anything():
+    vocabulary = simple_vocabulary(adds_prefix_space=True)
+    assert boundaries_of(vocabulary, [1, 5], "\u00a0".encode()).boundaries.tolist() == [0, NO_BOUNDARY]
+    found = boundaries_of(vocabulary, [1, 5, 5, 4, 3], b"  aXY")
+    assert found.boundaries.tolist() == [0, NO_BOUNDARY, NO_BOUNDARY, NO_BOUNDARY, NO_BOUNDARY]
+    assert found.differs_at == {0: 3}
 
 
 def test_nothing_is_proven_behind_the_first_byte_that_differs():
