@@ -45,6 +45,7 @@ bench: $(VENV)/installed         ## times and memory against twins in the same r
 bench-exactness: $(VENV)/installed ## how wrong a teacher across tokenizers is, by enumeration
 	mkdir -p build
 	$(BIN)/python -m tests.bench.exactness --json build/exactness.json
+	$(BIN)/python -m tests.bench.remaining_error --json build/remaining_error.json
 
 bench-merging: $(VENV)/installed ## memory and time of merging two models of 7B shapes (needs 3 GB in build/)
 	mkdir -p build
