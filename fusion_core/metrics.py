@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
 _BLOCK_ELEMENTS = 2**22  # document draws held at a time: 32 MiB
 
 
@@ -17,6 +18,108 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure a model was of its likeliest token and how often it was right, in bins of equal width.
+
+    Bin `i` of `n` holds confidences in `(i/n, (i+1)/n]`, the first one 0 too. Sums add, so shards do.
+
+    counts: tokens per bin. confidence, correct: sums per bin of the likeliest token's probability and of hits.
+    nll: nats over all tokens.
+    """
+
+    counts: tuple[int, ...]
+    confidence: tuple[float, ...]
+    correct: tuple[int, ...]
+    nll: float
+
+    def __add__(self, other: "Calibration") -> "Calibration":
+        """Both together. Raises ValueError for another number of bins."""
+        if len(self.counts) != len(other.counts):
+            raise ValueError(
+                f"expected equal bins, found {len(self.counts)} and {len(other.counts)}; measure both alike"
+            )
+        return Calibration(
+            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)),
+            tuple(a + b for a, b in zip(self.confidence, other.confidence, strict=True)),
+            tuple(a + b for a, b in zip(self.correct, other.correct, strict=True)),
+            self.nll + other.nll,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were predicted."""
+        return sum(self.counts)
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, 0 to 1: mean |accuracy - confidence| of a token's bin (Guo et al. 2017)."""
+        gaps = (abs(right - sure) for right, sure in zip(self.correct, self.confidence, strict=True))
+        return sum(gaps) / self.tokens
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens that were the likeliest one."""
+        return sum(self.correct) / self.tokens
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean probability of the likeliest token: above the accuracy, the model is too sure of itself."""
+        return sum(self.confidence) / self.tokens
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean nll; comparable between models of one tokenizer only."""
+        return self.nll / self.tokens
+
+
+def measure_calibration(confidence: ArrayLike, correct: ArrayLike, nll: ArrayLike, *, bins: int = 15) -> Calibration:
+    """The calibration of predictions: of each, its likeliest token's probability, whether that was right, its nats.
+
+    Raises ValueError for lengths that differ, no prediction, or confidences outside 0 to 1.
+    """
+    sure, right, costs = (np.asarray(a, dtype=np.float64) for a in (confidence, correct, nll))
+    if sure.ndim != 1 or not sure.shape == right.shape == costs.shape or not sure.size:
+        raise ValueError(
+            f"expected one confidence, hit and nll for each of at least 1 token, found {sure.shape}, {right.shape} and "
+            f"{costs.shape}; pass all per token"
+        )
+    if not ((sure >= 0) & (sure <= 1 + 1e-6)).all():
+        raise ValueError(f"expected confidences from 0 to 1, found {sure.min()} to {sure.max()}; pass probabilities")
+    bin_of = np.clip(np.ceil(sure * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts, hits = np.bincount(bin_of, minlength=bins), np.bincount(bin_of, right, bins)
+    sums = np.bincount(bin_of, sure, bins)
+    return Calibration(tuple(counts.tolist()), tuple(sums.tolist()), tuple(map(int, hits)), float(costs.sum()))
+
+
+def share_interval(share: float, count: int) -> Interval:
+    """The 95 % interval of a share of `count` yes-or-no answers (Wilson 1927): never empty, never outside 0 to 1.
+
+    Raises ValueError for no answers or a share outside 0 to 1.
+    """
+    if count < 1 or not 0 <= share <= 1:
+        raise ValueError(f"expected a share from 0 to 1 of at least 1 answer, found {share} of {count}")
+    z2 = _NORMAL_95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = _NORMAL_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The difference of two means, a - b, over the same items, with its interval over resampled items.
+
+    Raises ValueError for lengths that differ, no items, or values that aren't finite.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or not first.size:
+        raise ValueError(f"expected two values for each of at least 1 item, found {first.shape} and {second.shape}")
+    difference = first - second
+    if not np.isfinite(difference).all():
+        raise ValueError(f"expected finite values, found {int((~np.isfinite(difference)).sum())} items without")
+    sums = _resample_sums(difference[None], resamples, np.random.default_rng(seed))[0]
+    return _percentiles(np.concatenate([[difference.sum()], sums]) / difference.size)
 
 
 def bits_per_byte(nll_sum: float, num_bytes: int) -> float:

@@ -118,6 +118,12 @@ class EvaluationRef(Ref):
     kind: Literal["evaluation"] = "evaluation"
 
 
+class TaskScoresRef(Ref):
+    """What one model earned on one entry of a list of tasks."""
+
+    kind: Literal["task_scores"] = "task_scores"
+
+
 class ReportRef(Ref):
     """The comparison table and the HTML page."""
 
@@ -136,6 +142,7 @@ AnyRef = Annotated[
     | AlignedRef
     | FusedRef
     | EvaluationRef
+    | TaskScoresRef
     | ReportRef,
     Field(discriminator="kind"),
 ]

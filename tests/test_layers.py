@@ -11,6 +11,7 @@ OWNERS = {  # package -> the modules of tasks/ that may import it
     "transformers": {"models", "engines", "training", "scratch"},
     "tokenizers": {"models", "scratch"},
     "datasets": {"corpus"},
+    "lm_eval": {"harness"},
     "s3fs": {"store"},
     "huggingface_hub": {"hub", "download"},
 }

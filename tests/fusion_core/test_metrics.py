@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from fusion_core.metrics import Interval, bits_per_byte, bootstrap_interval, paired_bootstrap
+from fusion_core.metrics import (
+    Interval,
+    bits_per_byte,
+    bootstrap_interval,
+    measure_calibration,
+    paired_bootstrap,
+    paired_difference,
+    share_interval,
+)
 
 DOMAINS = ["code"] * 30 + ["prose"] * 50
 
@@ -99,3 +107,100 @@ def test_documents_that_cannot_be_scored_are_refused(
 def test_no_resamples_are_refused() -> None:
     with pytest.raises(ValueError, match="found 0"):
         bootstrap_interval([1.0], [1], ["a"], resamples=0)
+
+
+# ---- calibration ---------------------------------------------------------------------------------------
+
+
+def draw_predictions(count: int = 500, seed: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    confidence = generator.beta(2, 3, count)
+    confidence[:6] = [0.0, 1.0, 1 / 15, 2 / 15, 0.2, 1e-12]  # ends and edges of bins
+    return confidence, generator.random(count) < confidence**2, generator.exponential(2, count)
+
+
+def test_calibration_error_is_that_of_a_loop_over_bins() -> None:
+    confidence, correct, nll = draw_predictions()
+    found = measure_calibration(confidence, correct, nll)
+    error = 0.0
+    for i in range(15):
+        rows = [j for j, c in enumerate(confidence) if (i < c * 15 <= i + 1) or (i == 0 and c == 0)]
+        if rows:
+            accuracy = sum(bool(correct[j]) for j in rows) / len(rows)
+            mean = sum(confidence[j] for j in rows) / len(rows)
+            error += len(rows) / len(confidence) * abs(accuracy - mean)
+    assert found.error == pytest.approx(error, rel=1e-12)
+    assert found.tokens == len(confidence)
+    assert found.accuracy == pytest.approx(correct.mean())
+    assert found.mean_confidence == pytest.approx(confidence.mean())
+    assert found.nats_per_token == pytest.approx(nll.mean())
+
+
+def test_calibrations_of_parts_add_up_to_that_of_the_whole() -> None:
+    predictions = draw_predictions()
+    whole = measure_calibration(*predictions)
+    first, rest = (
+        measure_calibration(*(column[part] for column in predictions)) for part in (slice(99), slice(99, None))
+    )
+    together = first + rest
+    assert together.counts == whole.counts
+    assert together.correct == whole.correct
+    assert together.error == pytest.approx(whole.error, rel=1e-12)
+    with pytest.raises(ValueError, match="found 15 and 10"):
+        whole + measure_calibration(*predictions, bins=10)
+
+
+def test_a_model_that_is_as_right_as_it_is_sure_has_no_error() -> None:
+    correct = np.repeat([1, 0, 1, 0], [3, 1, 1, 3])
+    confidence = np.repeat([0.75, 0.25], 4)
+    assert measure_calibration(confidence, correct, np.ones(8)).error == pytest.approx(0)
+    assert measure_calibration(np.ones(4), np.zeros(4), np.ones(4)).error == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_certainty_rounded_past_one_is_certainty(dtype: type) -> None:
+    assert measure_calibration(np.array([1 + 1e-7], dtype), [1], [0.0]).counts[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("confidence", "correct", "words"),
+    [
+        ([], [], "at least 1 token"),
+        ([0.5], [1, 0], "at least 1 token"),
+        ([1.5], [1], "found 1.5"),
+        ([math.nan], [1], "nan"),
+    ],
+)
+def test_predictions_that_are_none_are_refused(confidence: list[float], correct: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        measure_calibration(confidence, correct, np.zeros(len(confidence)))
+
+
+# ---- shares and differences ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 40), (3, 10), (40, 40), (500, 1000)])
+def test_ends_of_a_shares_interval_are_where_the_normal_test_just_accepts(right: int, count: int) -> None:
+    share = right / count
+    interval = share_interval(share, count)
+    for end in (interval.low, interval.high):
+        if end not in (0.0, 1.0):
+            assert abs(share - end) / math.sqrt(end * (1 - end) / count) == pytest.approx(1.959964, rel=1e-6)
+    assert 0 <= interval.low <= share <= interval.high <= 1
+    with pytest.raises(ValueError, match=r"found 0\.5 of 0"):
+        share_interval(0.5, 0)
+
+
+def test_a_difference_is_that_of_the_means_and_pairs_cancel() -> None:
+    generator = np.random.default_rng(1)
+    a, noise = generator.random(60), generator.random(60)
+    interval = paired_difference(a + 0.1, a)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((0.1, 0.1, 0.1))
+    apart = paired_difference(a, noise, resamples=500, seed=4)
+    draws = np.random.default_rng(4).integers(0, 60, size=(500, 60))
+    low, high = np.percentile([(a - noise)[row].mean() for row in draws], [2.5, 97.5])
+    assert (apart.low, apart.high) == pytest.approx((low, high))
+    with pytest.raises(ValueError, match=r"found \(2,\) and \(1,\)"):
+        paired_difference([1, 2], [1])
+    with pytest.raises(ValueError, match="found 1 items without"):
+        paired_difference([1, math.nan], [1, 1])
