@@ -220,6 +220,26 @@ def test_evaluation_pays_for_every_byte_of_every_document_once(made: Made, which
     assert math.isclose(sum(c["nats"] for c in costs), total, rel_tol=1e-5)
 
 
+def test_evaluation_tells_how_sure_the_model_was_and_how_right(made: Made) -> None:
+    ref = evaluate.fn(made.target, made.shards, EvaluationSpec(), runtime=made.runtime)
+    costs = json.loads((made.store.fetch(ref) / "costs.json").read_text())
+    confidence, hits = [], 0
+    for scored in made.own:
+        values = read_scored(made.store.fetch(scored))
+        for start, stop in itertools.pairwise(values.tokens.doc_offsets.tolist()):
+            has_end = stop - start > 1 and int(values.tokens.ids[stop - 1]) == 2
+            for row in range(start, stop - 1 - has_end):
+                first = int(values.dist.row_offsets[row])
+                confidence.append(float(values.dist.logprobs[first].double().exp()))
+                hits += int(values.dist.ids[first]) == int(values.tokens.ids[row + 1])
+    found = made.facts(ref)["calibration"][""]  # type: ignore[index]
+    assert found["tokens"] == len(confidence)
+    assert found["accuracy"] == pytest.approx(hits / len(confidence))
+    assert found["mean_confidence"] == pytest.approx(sum(confidence) / len(confidence), rel=2e-3)  # fp16 on disk
+    assert found["nats_per_token"] == pytest.approx(sum(c["nats"] for c in costs) / len(confidence))
+    assert 0 <= found["error"] <= 1
+
+
 def test_fusing_nothing_is_refused(made: Made) -> None:
     with pytest.raises(ValueError, match="expected at least one teacher, found no source"):
         fuse.fn(made.own[0], [], MinCE(), False, runtime=made.runtime)
