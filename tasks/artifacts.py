@@ -124,6 +124,18 @@ class TaskScoresRef(Ref):
     kind: Literal["task_scores"] = "task_scores"
 
 
+class ProbeRef(Ref):
+    """What one model wrote by itself after held-out prompts, and what is wrong with it."""
+
+    kind: Literal["probe"] = "probe"
+
+
+class VerdictRef(Ref):
+    """Whether a trained model passed its smoke gate, and why not."""
+
+    kind: Literal["verdict"] = "verdict"
+
+
 class ReportRef(Ref):
     """The comparison table and the HTML page."""
 
@@ -143,6 +155,8 @@ AnyRef = Annotated[
     | FusedRef
     | EvaluationRef
     | TaskScoresRef
+    | ProbeRef
+    | VerdictRef
     | ReportRef,
     Field(discriminator="kind"),
 ]

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {  # package -> the modules of tasks/ that may import it
-    "transformers": {"models", "engines", "training", "scratch"},
+    "transformers": {"models", "engines", "generation", "training", "scratch"},
     "tokenizers": {"models", "scratch"},
     "datasets": {"corpus"},
     "lm_eval": {"harness"},

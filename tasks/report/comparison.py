@@ -5,22 +5,18 @@ give each domain the same weight; intervals are 95 % percentile intervals over r
 where two models are compared (`fusion_core.metrics`).
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fusion_core.metrics import Interval, bootstrap_interval, paired_bootstrap
+from fusion_core.metrics import Interval
 from fusion_core.spec import Spec
 from tasks.artifacts import EvaluationRef, ModelRef, ReportRef
+from tasks.costs import RESAMPLES, SEED, Costs, check_same_documents
 from tasks.store import Store
 
 COMPARISON = "comparison.json"
-_COSTS = "costs.json"
-_RESAMPLES, _SEED = 2000, 0
 
 Role = Literal["source", "target", "baseline", "fused"]
 
@@ -132,9 +128,8 @@ def compare(title: str, rows: Sequence[ReportRow], store: Store) -> Comparison:
         raise ValueError(
             f"report: expected exactly 1 fused model to compare, found {len(fused_rows)} among {len(rows)} rows"
         )
-    costs = [_Costs.read(store, row.evaluation) for row in rows]
-    for row, cost in zip(rows, costs, strict=True):
-        _check_same_documents(rows[0].name, costs[0], row.name, cost)
+    costs = [Costs.read(store, row.evaluation) for row in rows]
+    check_same_documents([row.name for row in rows], costs)
     domains, fused = costs[0].by_domain(), costs[fused_rows[0]]
     differences = tuple(
         Difference(rival=row.name, role=row.role, mean=fused.against(cost), domains=fused.against_by_domain(cost))
@@ -149,8 +144,8 @@ def compare(title: str, rows: Sequence[ReportRow], store: Store) -> Comparison:
         standings=tuple(_standing(row, cost) for row, cost in zip(rows, costs, strict=True)),
         differences=differences,
         regressions=tuple(r for d in differences for r in _regressions(d, [name for name, _ in domains])),
-        resamples=_RESAMPLES,
-        seed=_SEED,
+        resamples=RESAMPLES,
+        seed=SEED,
     )
 
 
@@ -159,48 +154,7 @@ def read_comparison(store: Store, ref: ReportRef) -> Comparison:
     return Comparison.model_validate_json((store.fetch(ref, [COMPARISON]) / COMPARISON).read_bytes())
 
 
-@dataclass(frozen=True)
-class _Costs:
-    """What one model paid, per document."""
-
-    ids: tuple[str, ...]
-    domains: tuple[str, ...]
-    bytes: NDArray[np.int64]
-    nats: NDArray[np.float64]
-
-    @classmethod
-    def read(cls, store: Store, ref: EvaluationRef) -> "_Costs":
-        entries = json.loads((store.fetch(ref, [_COSTS]) / _COSTS).read_text(encoding="utf-8"))
-        return cls(
-            ids=tuple(entry["id"] for entry in entries),
-            domains=tuple(entry["domain"] for entry in entries),
-            bytes=np.array([entry["bytes"] for entry in entries], dtype=np.int64),
-            nats=np.array([entry["nats"] for entry in entries], dtype=np.float64),
-        )
-
-    def by_domain(self) -> list[tuple[str, "_Costs"]]:
-        """The documents of each domain, in the order in which domains first appear."""
-        names = np.array(self.domains)
-        return [(name, self._take(np.flatnonzero(names == name))) for name in dict.fromkeys(self.domains)]
-
-    def interval(self) -> Interval:
-        return bootstrap_interval(self.nats, self.bytes, self.domains, resamples=_RESAMPLES, seed=_SEED)
-
-    def against(self, rival: "_Costs") -> Interval:
-        return paired_bootstrap(self.nats, rival.nats, self.bytes, self.domains, resamples=_RESAMPLES, seed=_SEED)
-
-    def against_by_domain(self, rival: "_Costs") -> tuple[Interval, ...]:
-        pairs = zip(self.by_domain(), rival.by_domain(), strict=True)
-        return tuple(own.against(other) for (_, own), (_, other) in pairs)
-
-    def _take(self, index: NDArray[np.intp]) -> "_Costs":
-        pick = index.tolist()
-        return _Costs(
-            tuple(self.ids[i] for i in pick), tuple(self.domains[i] for i in pick), self.bytes[index], self.nats[index]
-        )
-
-
-def _standing(row: ReportRow, costs: _Costs) -> Standing:
+def _standing(row: ReportRow, costs: Costs) -> Standing:
     domains = tuple(part.interval() for _, part in costs.by_domain())
     return Standing(**dict(row), domains=domains, mean=costs.interval())
 
@@ -215,13 +169,3 @@ def _regressions(difference: Difference, domains: Sequence[str]) -> list[Regress
         for domain, interval in places
         if interval.estimate > 0
     ]
-
-
-def _check_same_documents(first: str, expected: _Costs, name: str, found: _Costs) -> None:
-    one, other = (list(zip(c.ids, c.domains, c.bytes.tolist(), strict=True)) for c in (expected, found))
-    if one != other:
-        shared = len(set(one) & set(other))
-        raise ValueError(
-            f"report: expected all models measured on the same documents in the same order, found {len(one)} for "
-            f"{first!r} and {len(other)} for {name!r} with {shared} in common; evaluate both on one corpus"
-        )
