@@ -7,8 +7,10 @@ from pydantic import Field
 
 from flows.corpora import build_shards
 from flows.execution import executing
+from flows.measures import ask_tasks
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime
+from tasks.benchmarks import TaskChoice
 from tasks.corpus import CorpusSpec
 from tasks.download import download
 from tasks.evaluate import EvaluationSpec, evaluate
@@ -31,37 +33,40 @@ def evaluate_model(
     corpus: CorpusSpec,
     spec: EvaluationSpec = EvaluationSpec(),
     against: Sequence[Candidate] = (),
+    tasks: Sequence[TaskChoice] = (),
     runtime: Runtime = Runtime(),
 ) -> list[ReportRow]:
     """Measures models on the same documents: rows for `tasks.report.compare`, with `model` compared to the others."""
     if is_planning():
-        return _evaluate((model, *against), corpus, spec, runtime)
+        return _evaluate((model, *against), corpus, spec, tasks, runtime)
     open_store(runtime).probe()
     with executing(runtime):
-        return _evaluate((model, *against), corpus, spec, runtime)
+        return _evaluate((model, *against), corpus, spec, tasks, runtime)
 
 
 def _evaluate(
-    candidates: Sequence[Candidate], corpus: CorpusSpec, spec: EvaluationSpec, runtime: Runtime
+    candidates: Sequence[Candidate],
+    corpus: CorpusSpec,
+    spec: EvaluationSpec,
+    tasks: Sequence[TaskChoice],
+    runtime: Runtime,
 ) -> list[ReportRow]:
     shards = build_shards(corpus, "corpus held-out", runtime)
     rows = []
     for candidate in candidates:
-        found = candidate.model
+        name, found = candidate.name, candidate.model
         ref = (
-            found
-            if isinstance(found, ModelRef)
-            else download.submit(found, runtime=runtime, label=f"download {candidate.name}")
+            found if isinstance(found, ModelRef) else download.submit(found, runtime=runtime, label=f"download {name}")
         )
-        rows.append(
-            (candidate, ref, evaluate.submit(ref, shards, spec, runtime=runtime, label=f"evaluate {candidate.name}"))
-        )
+        cost = evaluate.submit(ref, shards, spec, runtime=runtime, label=f"evaluate {name}")
+        rows.append((name, ref, cost, ask_tasks(name, ref, tasks, spec.dtype, runtime)))
     return [
         ReportRow(
-            name=candidate.name,
-            role="fused" if candidate is candidates[0] else "baseline",
+            name=name,
+            role="fused" if number == 0 else "baseline",
             model=ref if isinstance(ref, ModelRef) else ref.result(),
-            evaluation=measured.result(),
+            evaluation=cost.result(),
+            tasks=tuple(scores.result() for scores in asked),
         )
-        for candidate, ref, measured in rows
+        for number, (name, ref, cost, asked) in enumerate(rows)
     ]

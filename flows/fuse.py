@@ -18,20 +18,21 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
+from flows.comparison import Baseline
 from flows.corpora import build_shards
 from flows.execution import executing
-from flows.recipe import Baseline, NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
+from flows.measures import measure_models
+from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
 from flows.run_page import run_page
 from fusion_core.spec import Spec
 from tasks.align import align
 from tasks.artifacts import FusedRef, ModelRef, Ref, ReportRef, Runtime, ShardRef
 from tasks.count import count_pairs
 from tasks.download import download
-from tasks.evaluate import evaluate
 from tasks.extract import extract
 from tasks.fuse import fuse
 from tasks.lineage import RunRecord, record_run
-from tasks.report import ReportRow, Role, report
+from tasks.report import Role, report
 from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
@@ -216,13 +217,7 @@ def _report(
     runtime: Runtime,
 ) -> Future:
     assert recipe.evaluation is not None
-    shards = build_shards(recipe.evaluation.corpus, "corpus held-out", runtime)
-    spec = recipe.evaluation.spec
-    costs = [evaluate.submit(m, shards, spec, runtime=runtime, label=f"evaluate {name}") for name, _, m in rows]
-    table = [
-        ReportRow(name=name, role=role, model=model.result(), evaluation=cost.result())
-        for (name, role, model), cost in zip(rows, costs, strict=True)
-    ]
+    table = measure_models(rows, recipe.evaluation, runtime)
     return report.submit(
         recipe.name, table, [source.name for source in recipe.sources], aligned, fused, recipe.model_dump(mode="json"),
         runtime=runtime, label="report",

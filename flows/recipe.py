@@ -8,6 +8,7 @@ import fsspec
 import yaml
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
+from flows.comparison import Comparison
 from flows.reference import choose_reference
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
 from fusion_core.distributions import Sampled
@@ -17,7 +18,6 @@ from fusion_core.reference.fusion import ReferenceAvgCE, ReferenceMinCE
 from fusion_core.spec import Spec
 from fusion_core.vocab_mapping import BytePiece, VocabMapping
 from tasks.corpus import CorpusSpec
-from tasks.evaluate import EvaluationSpec
 from tasks.extract import ExtractionSpec
 from tasks.models import HubModel, LocalModel
 from tasks.scratch import ArchitectureSpec, TokenizerSpec
@@ -56,31 +56,6 @@ class NamedModel(Spec):
 
     name: str = Field(title="Name", min_length=1, max_length=60, description="In tables, labels and the report.")
     model: ModelSource = Field(title="Model", description="From the hub, from a folder, or trained here from nothing.")
-
-
-class Baseline(Spec):
-    """A target trained another way, to compare with: on the same text, in the same order."""
-
-    name: str = Field(title="Name", min_length=1, max_length=60, description="In the table.")
-    teacher: Literal["none", "target"] = Field(
-        "none", title="Teacher", description="none: language modelling alone; target: its own distributions."
-    )
-    training: TrainingSpec | None = Field(None, title="Training", description="Empty: as the fused target's.")
-
-
-class Comparison(Spec):
-    """What all models are measured on, and what they are compared with."""
-
-    corpus: CorpusSpec = Field(title="Held-out text", description="What no model has seen.")
-    spec: EvaluationSpec = Field(EvaluationSpec(), title="Reading", description="How models read it.")
-    baselines: tuple[Baseline, ...] = Field(
-        (Baseline(name="CLM only"),),
-        title="Baselines",
-        description="The target trained without the sources, to compare with.",
-    )
-    sources: bool = Field(
-        True, title="Measure the sources too", description="What the teachers themselves pay for the text."
-    )
 
 
 class Recipe(Spec):

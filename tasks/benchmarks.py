@@ -55,11 +55,31 @@ class LocalTask(Spec):
     )
 
 
+class CodeProblems(Spec):
+    """Functions to complete, with tests, as JSON lines in HumanEval's form. Their identity is the file's content."""
+
+    kind: Literal["code"] = "code"
+    name: str = Field("humaneval", title="Name", min_length=1, description="In tables.")
+    file: Annotated[str, PINNED] = Field(
+        title="File", min_length=1, description="Path or URL of JSON lines: task_id, prompt, test, entry_point."
+    )
+    limit: int | None = Field(None, gt=0, title="Problems at most", description="The first ones; empty: all.")
+    max_tokens: int = Field(384, gt=0, title="Tokens to write", description="At most, per problem.")
+    seconds: int = Field(5, gt=0, title="Seconds per program", description="Of CPU time; twice as many on the clock.")
+    run_untrusted_code: bool = Field(
+        False,
+        title="Run untrusted code",
+        description="Runs programs that a model wrote on this machine. They are confined (no network, no files of "
+        "yours, bounded time and memory), but a hole in the kernel would be open to them.",
+    )
+
+
 _SUITES: dict[str, tuple[str, ...]] = {
     "bbh": ("bbh",),
     "common_sense": ("arc_easy", "arc_challenge", "boolq", "hellaswag", "openbookqa"),
     "generative": ("triviaqa", "drop", "lambada_openai"),
 }
+SUITE_NAMES = (*_SUITES, "fusellm")
 
 
 class Suite(Spec):
@@ -81,10 +101,10 @@ class Suite(Spec):
 
 
 TaskEntry = Annotated[NamedTask | LocalTask, Field(discriminator="kind")]
-TaskChoice = Annotated[NamedTask | LocalTask | Suite, Field(discriminator="kind")]
+TaskChoice = Annotated[NamedTask | LocalTask | CodeProblems | Suite, Field(discriminator="kind")]
 
 
-def expand_suites(choices: Iterable[NamedTask | LocalTask | Suite]) -> list[NamedTask | LocalTask]:
+def expand_suites(choices: Iterable[TaskChoice]) -> list[NamedTask | LocalTask | CodeProblems]:
     """The entries, each once, in order, suites replaced by their tasks.
 
     Raises ValueError for two different entries of one name: a table couldn't tell them apart.

@@ -7,14 +7,14 @@ sandbox holds, and what it doesn't, is in `tasks.sandbox`.
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
 
 import fsspec
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from fusion_core.spec import PINNED, Spec
+from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime, TaskScoresRef
+from tasks.benchmarks import CodeProblems
 from tasks.documents import text_id
 from tasks.engines import Dtype, pick_device, tokens_per_batch
 from tasks.generation import continue_greedily
@@ -27,25 +27,6 @@ from tasks.task_scores import TaskScore, TaskScores, write_scores_file
 PASS = "pass@1"
 _STOPS = ("\ndef ", "\nclass ", "\nif ", "\nprint", "\n#", "\n@", "\nimport ", "\nfrom ", "\n```")
 """What begins the next thing after a function's body; a completion ends before the first of them."""
-
-
-class CodeProblems(Spec):
-    """Functions to complete, with tests, as JSON lines in HumanEval's form. Their identity is the file's content."""
-
-    kind: Literal["code"] = "code"
-    name: str = Field("humaneval", title="Name", min_length=1, description="In tables.")
-    file: Annotated[str, PINNED] = Field(
-        title="File", min_length=1, description="Path or URL of JSON lines: task_id, prompt, test, entry_point."
-    )
-    limit: int | None = Field(None, gt=0, title="Problems at most", description="The first ones; empty: all.")
-    max_tokens: int = Field(384, gt=0, title="Tokens to write", description="At most, per problem.")
-    seconds: int = Field(5, gt=0, title="Seconds per program", description="Of CPU time; twice as many on the clock.")
-    run_untrusted_code: bool = Field(
-        False,
-        title="Run untrusted code",
-        description="Runs programs that a model wrote on this machine. They are confined (no network, no files of "
-        "yours, bounded time and memory), but a hole in the kernel would be open to them.",
-    )
 
 
 class Problem(Spec):

@@ -29,7 +29,10 @@ class ProbeSpec(Spec):
 
 @step(version=1, on_device=True)
 def probe(model: ModelRef, shards: list[ShardRef], spec: ProbeSpec, *, runtime: Runtime, out: Output) -> ProbeRef:
-    """Greedy continuations with their symptoms (`probe.json`); facts hold the means per domain."""
+    """Greedy continuations with their symptoms (`probe.json`); facts hold the means per domain.
+
+    A domain whose documents are all too short for a prompt is left out.
+    """
     store = open_store(runtime)
     folder = store.fetch(model)
     tokenizer = load_tokenizer(folder)
@@ -44,10 +47,6 @@ def probe(model: ModelRef, shards: list[ShardRef], spec: ProbeSpec, *, runtime: 
         long = [i for i, length in enumerate(lengths) if length > spec.prompt_tokens][: spec.prompts]
         chosen += [pieces[i] for i in long]
         prompts += [tokens.ids[starts[i] : starts[i] + spec.prompt_tokens] for i in long]
-    if not prompts:
-        raise ValueError(
-            f"probe: expected documents of more than {spec.prompt_tokens} tokens, found none; ask for less"
-        )
     batch = tokens_per_batch(runtime.batch_tokens, network.device)
     written = continue_greedily(
         network, vocabulary, prompts, spec.max_tokens, batch_tokens=batch, progress=out.progress

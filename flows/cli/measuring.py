@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from flows.evaluation import Candidate
 from flows.recipe import RECIPES, load_recipe
 from flows.starter import distinct_names, documents_of, model_of
 from tasks.artifacts import ModelRef, Runtime
+from tasks.benchmarks import SUITE_NAMES, CodeProblems, LocalTask, NamedTask, Suite, TaskChoice
 from tasks.corpus import CorpusSpec
 from tasks.evaluate import EvaluationSpec
 from tasks.lineage import Library
@@ -30,6 +32,29 @@ def held_out_of(corpus: Sequence[str]) -> tuple[CorpusSpec, EvaluationSpec]:
     if evaluation is None:
         raise ValueError(f"--corpus {first}: expected a recipe with `evaluation`, found none in it; name files instead")
     return evaluation.corpus, evaluation.spec
+
+
+def tasks_of(
+    tasks: Sequence[str], limit: int | None = None, *, run_untrusted_code: bool = False
+) -> tuple[TaskChoice, ...]:
+    """Entries of a list of tasks, as people name them.
+
+    A suite (`common_sense`), a task of the harness (`arc_easy`), one of a folder (`FOLDER#name`), or a file of code
+    problems (`problems.jsonl`).
+    """
+    return tuple(_task_of(text, limit, run_untrusted_code) for text in tasks)
+
+
+def _task_of(text: str, limit: int | None, run_untrusted_code: bool) -> TaskChoice:
+    folder, mark, name = text.rpartition("#")
+    if mark:
+        return LocalTask(name=name, folder=folder, limit=limit)
+    if text.endswith(".jsonl"):
+        name = PurePosixPath(text).stem
+        return CodeProblems(name=name, file=text, limit=limit, run_untrusted_code=run_untrusted_code)
+    if text in SUITE_NAMES:
+        return Suite.model_validate({"name": text, "limit": limit})
+    return NamedTask(name=text, limit=limit)
 
 
 def _from_store(text: str, runtime: Runtime) -> ModelRef:

@@ -82,12 +82,28 @@ def evaluate(
         list[str] | None,
         typer.Option("--corpus", metavar="RECIPE|FILE", help="A recipe, for its held-out text, or files. [quickstart]"),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="TASK",
+            help="A name (arc_easy), suite (common_sense, generative, fusellm), FOLDER#name or problems.jsonl.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each task at most.")] = None,
+    run_untrusted_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-untrusted-code",
+            help="For code problems: run programs that models write, in a sandbox that shares this machine's kernel.",
+        ),
+    ] = False,
     root: RootOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure models in bits per byte on held-out text; the first is compared with the others."""
-    from flows.cli.measuring import candidates_of, held_out_of
+    """Measure models in bits per byte on held-out text, and on tasks; the first is compared with the others."""
+    from flows.cli.measuring import candidates_of, held_out_of, tasks_of
     from flows.evaluation import evaluate_model
     from tasks.report.comparison import compare
     from tasks.step import planning
@@ -96,9 +112,10 @@ def evaluate(
     runtime = runtime_of(root, device)
     first, *others = candidates_of(models, runtime)
     text, spec = held_out_of(corpus or [QUICKSTART])
+    asked = tasks_of(tasks or (), limit, run_untrusted_code=run_untrusted_code)
     with planning():  # a missing model is found out before anything is computed
-        evaluate_model.fn(first, text, spec, others, runtime)
-    rows = _watched(as_json, evaluate_model, first, text, spec, others, runtime=runtime)
+        evaluate_model.fn(first, text, spec, others, asked, runtime)
+    rows = _watched(as_json, evaluate_model, first, text, spec, others, asked, runtime=runtime)
     show_comparison(compare("evaluation", rows, open_store(runtime)), as_json)
 
 

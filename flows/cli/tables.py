@@ -49,8 +49,9 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         table.add_row(
             Text(standing.name, style=style), _role(standing.role, standing.name), *cells, mean, _between(standing.mean)
         )
+    conduct = _conduct(comparison)
     if not comparison.differences:
-        return table
+        return Group(table, *conduct)
     name = comparison.fused.name
     gains = _table(f"{name} against", *domains, "mean", "95 % interval")
     for difference in comparison.differences:
@@ -58,7 +59,28 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         mean = Text(_percent(difference.mean.estimate), style=_verdict_style(difference.mean))
         low, high = _percent(difference.mean.low), _percent(difference.mean.high)
         gains.add_row(difference.rival, *cells, mean, f"{low} .. {high}")
-    return Group(table, Text(), gains, Text(f"below zero: {name} needs fewer bits", style="dim"))
+    return Group(table, Text(), gains, Text(f"below zero: {name} needs fewer bits", style="dim"), *conduct)
+
+
+def _conduct(comparison: "Comparison") -> list[RenderableType]:
+    """Scores on tasks with their intervals, calibration, and the line of the smoke gate; nothing unless measured."""
+    from tasks.report.conduct import gate_line
+
+    found: list[RenderableType] = []
+    first, fused = comparison.standings[0], comparison.fused
+    tasks = [f"{score.task} ({score.metric})" for score in first.scores]
+    sure = ["calibration error"] if any(s.calibration_error is not None for s in comparison.standings) else []
+    if tasks or sure:
+        table = _table("measure", *sure, *tasks)
+        for s in comparison.standings:
+            error = "–" if s.calibration_error is None else f"{s.calibration_error:.4f}"
+            scores = [f"{score.value:.3f} ({_between(score.interval)})" for score in s.scores]
+            table.add_row(Text(s.name, style="bold" if s is fused else ""), *([error] if sure else []), *scores)
+        found += [Text(), table]
+    if fused.gate is not None:
+        style = "green" if fused.gate.passed else "red"
+        found += [Text(), Text(gate_line(fused), style=style), *[Text(f"  {reason}") for reason in fused.gate.reasons]]
+    return found
 
 
 def garbage_table(garbage: "list[Garbage]", *, deleted: bool) -> RenderableType:

@@ -12,9 +12,11 @@ import numpy as np
 
 from fusion_core.metrics import Interval
 from fusion_core.spec import Spec
-from tasks.artifacts import EvaluationRef, ModelRef, ReportRef
+from tasks.artifacts import EvaluationRef, ModelRef, ReportRef, TaskScoresRef, VerdictRef
 from tasks.costs import RESAMPLES, SEED, Costs, check_same_documents
+from tasks.gate_rules import Verdict, read_verdict
 from tasks.store import Store
+from tasks.task_scores import SCORES, TaskScore, read_scores_file
 
 COMPARISON = "comparison.json"
 
@@ -22,12 +24,14 @@ Role = Literal["source", "target", "baseline", "fused"]
 
 
 class ReportRow(Spec):
-    """One model of the table, and what it paid for the held-out text."""
+    """One model of the table, what it paid for the held-out text, what it earned on tasks, and the verdict on it."""
 
     name: str
     role: Role
     model: ModelRef
     evaluation: EvaluationRef
+    tasks: tuple[TaskScoresRef, ...] = ()
+    verdict: VerdictRef | None = None
 
 
 class Domain(Spec):
@@ -39,14 +43,23 @@ class Domain(Spec):
 
 
 class Standing(Spec):
-    """One model's bits per byte: per domain in the comparison's order, and the mean over domains."""
+    """One model's bits per byte: per domain in the comparison's order, and the mean over domains.
+
+    calibration_error: over all tokens, 0 to 1; None where the evaluation doesn't say.
+    scores: its headline score on each entry of the list of tasks. gate: None for a model that wasn't judged.
+    """
 
     name: str
     role: Role
     model: ModelRef
     evaluation: EvaluationRef
+    tasks: tuple[TaskScoresRef, ...] = ()
+    verdict: VerdictRef | None = None
     domains: tuple[Interval, ...]
     mean: Interval
+    calibration_error: float | None = None
+    scores: tuple[TaskScore, ...] = ()
+    gate: Verdict | None = None
 
 
 class Difference(Spec):
@@ -141,7 +154,7 @@ def compare(title: str, rows: Sequence[ReportRow], store: Store) -> Comparison:
         domains=tuple(
             Domain(name=name, documents=len(part.ids), bytes=int(part.bytes.sum())) for name, part in domains
         ),
-        standings=tuple(_standing(row, cost) for row, cost in zip(rows, costs, strict=True)),
+        standings=tuple(_standing(store, row, cost) for row, cost in zip(rows, costs, strict=True)),
         differences=differences,
         regressions=tuple(r for d in differences for r in _regressions(d, [name for name, _ in domains])),
         resamples=RESAMPLES,
@@ -154,9 +167,17 @@ def read_comparison(store: Store, ref: ReportRef) -> Comparison:
     return Comparison.model_validate_json((store.fetch(ref, [COMPARISON]) / COMPARISON).read_bytes())
 
 
-def _standing(row: ReportRow, costs: Costs) -> Standing:
-    domains = tuple(part.interval() for _, part in costs.by_domain())
-    return Standing(**dict(row), domains=domains, mean=costs.interval())
+def _standing(store: Store, row: ReportRow, costs: Costs) -> Standing:
+    manifest = store.manifest(row.evaluation)
+    calibration = manifest.facts.get("calibration", {}) if manifest else {}
+    return Standing(
+        **dict(row),
+        domains=tuple(part.interval() for _, part in costs.by_domain()),
+        mean=costs.interval(),
+        calibration_error=calibration.get("", {}).get("error"),
+        scores=tuple(read_scores_file(store.fetch(ref, [SCORES])).headline for ref in row.tasks),
+        gate=None if row.verdict is None else read_verdict(store.fetch(row.verdict)),
+    )
 
 
 def _regressions(difference: Difference, domains: Sequence[str]) -> list[Regression]:

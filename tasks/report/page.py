@@ -8,6 +8,7 @@ import yaml
 from fusion_core.metrics import Interval
 from tasks.report.charts import Mark, interval_plot, padded
 from tasks.report.comparison import Comparison, percent
+from tasks.report.conduct import describe_conduct
 from tasks.report.evidence import Evidence
 from tasks.report.markup import Html, element, heading, panels, paragraph, row, table
 from tasks.report.origins import describe_origins
@@ -34,6 +35,7 @@ def render_page(comparison: Comparison, evidence: Evidence, recipe: dict[str, ob
         *_standings(comparison),
         *_differences(comparison),
         *_domains(comparison),
+        *describe_conduct(comparison),
         *describe_origins(comparison, evidence),
         heading("Recipe"),
         element("pre", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110)),

@@ -45,6 +45,10 @@ def copy(done: Bench, tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+JUDGED = {"evaluate", "probe", "gate", "report"}
+"""What measures a model that was trained anew."""
+
+
 def plan_of(cli: Cli, bench: Bench, *words: str) -> dict[str, tuple[int, int]]:
     """(cached, to compute) per step."""
     shown = cli("plan", bench.recipe, "--root", bench.root, "--json", *words)
@@ -108,13 +112,13 @@ def test_json_lines_are_all_that_stdout_gets(cli: Cli, copy: Bench) -> None:
 @pytest.mark.parametrize(
     ("override", "steps"),
     [
-        ("fusion.kind=avg_ce", {"fuse", "train", "evaluate", "report"}),
-        ("training.lm_weight=0.8", {"train", "evaluate", "report"}),
+        ("fusion.kind=avg_ce", {"fuse", "train", *JUDGED}),
+        ("training.lm_weight=0.8", {"train", *JUDGED}),
         ("name=other", {"report"}),
-        ("vocab_mapping.kind=canonical", {"map_vocab", "align", "fuse", "train", "evaluate", "report"}),
+        ("vocab_mapping.kind=canonical", {"map_vocab", "align", "fuse", "train", *JUDGED}),
         (
             "vocab_mapping.kind=statistics",
-            {"count_pairs", "map_vocab", "align", "fuse", "train", "evaluate", "report"},
+            {"count_pairs", "map_vocab", "align", "fuse", "train", *JUDGED},
         ),
     ],
 )
@@ -209,9 +213,20 @@ def test_models_of_the_store_are_measured_against_others(cli: Cli, copy: Bench, 
     shown = cli("evaluate", address, f"download/{source.name}", "--corpus", copy.recipe, "--root", copy.root)
     assert shown.code == 0
     assert "against" in shown.out
+    assert "calibration error" in shown.out
     alone = cli("evaluate", address, "--corpus", f"{done.texts}/learn-*.txt", "--root", copy.root)
     assert alone.code == 0
     assert "against" not in alone.out
+
+
+def test_code_problems_are_scored_only_where_their_risk_was_accepted(cli: Cli, copy: Bench, tmp_path: Path) -> None:
+    problem = {"task_id": "t", "prompt": "X = 0  # ", "test": "def check(f):\n    pass", "entry_point": "X"}
+    (tmp_path / "problems.jsonl").write_text(json.dumps(problem))
+    model = next(f for f in (copy.root / "train").iterdir())
+    command = ["evaluate", f"train/{model.name}", "--corpus", copy.recipe, "--root", copy.root]
+    refused = cli(*command, "--tasks", tmp_path / "problems.jsonl")
+    assert refused.code == 1
+    assert "run_untrusted_code: true" in refused.err
 
 
 SLEEPER = """

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import ModelRef, Runtime
+from tasks.benchmarks import CodeProblems
 from tasks.download import download
-from tasks.evaluate_code import CodeProblems, cut_completion, evaluate_code, read_problems
+from tasks.evaluate_code import cut_completion, evaluate_code, read_problems
 from tasks.models import LocalModel
 from tasks.store import open_store
 from tasks.task_scores import read_scores_file

@@ -142,10 +142,14 @@ def test_the_luck_of_few_prompts_marks_nobody() -> None:
         judge(once, texts(0, 0, 0), costs, costs, GateSpec())
 
 
-def test_a_corpus_of_short_documents_cannot_be_probed(bench: Bench, tiny_llama: Callable[..., Path]) -> None:
+def test_short_documents_are_judged_by_what_they_cost_alone(bench: Bench, tiny_llama: Callable[..., Path]) -> None:
     runtime, shards, obtain = bench
-    with pytest.raises(ValueError, match="expected documents of more than 999 tokens, found none"):
-        probe.fn(obtain(tiny_llama(seed=1)), shards, ProbeSpec(prompt_tokens=999), runtime=runtime)
+    model = obtain(tiny_llama(seed=1))
+    none = probe.fn(model, shards, ProbeSpec(prompt_tokens=999), runtime=runtime)
+    assert read_probe(open_store(runtime).fetch(none)) == []
+    cost = evaluate.fn(model, shards, EvaluationSpec(), runtime=runtime)
+    ref = gate.fn(model, none, none, cost, cost, GateSpec(), runtime=runtime)
+    assert {f.measure for f in read_verdict(open_store(runtime).fetch(ref)).findings} == {BITS}
 
 
 def test_a_finding_reads_as_a_sentence() -> None:
