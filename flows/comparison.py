@@ -10,7 +10,7 @@ from tasks.corpus import CorpusSpec
 from tasks.evaluate import EvaluationSpec
 from tasks.gate_rules import GateSpec
 from tasks.probe import ProbeSpec
-from tasks.trainer import TrainingSpec
+from tasks.training.spec import TrainingSpec
 
 
 class Baseline(Spec):

@@ -225,7 +225,7 @@ def test_code_problems_are_scored_only_where_their_risk_was_accepted(cli: Cli, c
     model = next(f for f in (copy.root / "train").iterdir())
     command = ["evaluate", f"train/{model.name}", "--corpus", copy.recipe, "--root", copy.root]
     refused = cli(*command, "--tasks", tmp_path / "problems.jsonl")
-    assert refused.code == 1
+    assert refused.code == 2
     assert "run_untrusted_code: true" in refused.err
 
 
