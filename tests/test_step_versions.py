@@ -20,7 +20,11 @@ ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tests" / "step_versions.json"
 # Reached by every step, and no part of any result's meaning: how results are cached, found and told.
 # Calls that no import shows: what a step starts as a child process.
-STARTED = {("tasks.train", "train"): ("tasks.training.child", "run_training")}
+STARTED = {
+    ("tasks.train", "train"): ("tasks.training.child", "run_training"),
+    ("tasks.evaluate_tasks", "evaluate_tasks"): ("tasks.harness", "run_harness"),
+    ("tasks.evaluate_code", "evaluate_code"): ("tasks.confined", "main"),
+}
 EXECUTION = {
     "tasks.step",
     "tasks.job",
