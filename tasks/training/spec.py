@@ -21,9 +21,9 @@ class LoRA(Spec):
     """
 
     kind: Literal["lora"] = "lora"
-    rank: int = Field(16, gt=0, title="Rank")
+    rank: int = Field(16, gt=0, title="Rank", description="Of the updates; higher learns more and takes more.")
     alpha: int = Field(32, gt=0, title="Alpha", description="Updates are scaled by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, title="Dropout")
+    dropout: float = Field(0.0, ge=0, lt=1, title="Dropout", description="Share of what goes into the updates.")
     targets: tuple[str, ...] = Field(
         (), title="Layers", description="Names of linear layers; empty: all of them but the head."
     )
@@ -38,15 +38,23 @@ class TrainingSpec(Spec):
         title="Course of that weight",
         description="rising: linearly from lm_weight to 1 over all steps, so that the teacher fades out.",
     )
-    divergence: Divergence = Field(default_factory=SoftCrossEntropy, title="Divergence from the teacher")
-    epochs: float = Field(1.0, gt=0, title="Epochs")
-    learning_rate: float = Field(1e-5, gt=0, title="Learning rate")
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field("cosine", title="Schedule")
+    divergence: Divergence = Field(
+        SoftCrossEntropy(),
+        title="Divergence from the teacher",
+        description="How a distribution is compared with the teacher's.",
+    )
+    epochs: float = Field(1.0, gt=0, title="Epochs", description="How often the corpus is seen.")
+    learning_rate: float = Field(1e-5, gt=0, title="Learning rate", description="Its highest value.")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        "cosine", title="Schedule", description="How the learning rate falls after the warm-up."
+    )
     warmup_share: float = Field(0.008, ge=0, lt=1, title="Warm-up", description="Share of all steps.")
-    batch_sequences: int = Field(128, gt=0, title="Sequences per step", description="On all devices together.")
-    betas: tuple[float, float] = Field((0.9, 0.95), title="Adam betas")
-    weight_decay: float = Field(0.1, ge=0, title="Weight decay")
-    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clip")
+    batch_sequences: int = Field(
+        128, gt=0, title="Sequences per step", description="Documents, on all devices together."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.95), title="Adam betas", description="Decay of the running means.")
+    weight_decay: float = Field(0.1, ge=0, title="Weight decay", description="As AdamW has it.")
+    max_grad_norm: float = Field(1.0, gt=0, title="Gradient clip", description="Largest norm of a step's gradient.")
     dtype: Dtype = Field("float32", title="Precision", description="bfloat16 and float16 train in mixed precision.")
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",
