@@ -191,7 +191,9 @@ class Runtime(BaseModel):
     lease_seconds: float = Field(
         60.0, gt=0, title="Lease", description="How long a killed worker can block its shard for others."
     )
-    training: TrainingRuntime = Field(default_factory=TrainingRuntime, title="Training")
+    training: TrainingRuntime = Field(
+        TrainingRuntime(), title="Training", description="Processes, memory, checkpoints and logs of a training."
+    )
 
 
 class FileFact(BaseModel):
