@@ -38,9 +38,9 @@ def expected_bytes(plan: Plan, recipe: Recipe, runtime: Runtime) -> int:
 
 def _estimate(recipe: Recipe, runtime: Runtime) -> dict[str, int]:
     """Bytes of all artifacts of each step, as if none was there."""
-    text = _text_bytes(recipe.corpus)
+    text = text_bytes(recipe.corpus)
     sources = len(recipe.sources)
-    distributions = text / BYTES_PER_TOKEN * _row_bytes(recipe.extraction.mode)
+    distributions = text / BYTES_PER_TOKEN * row_bytes(recipe.extraction.mode)
     baselines = recipe.evaluation.baselines if recipe.evaluation else ()
     own_teachers = sum(baseline.teacher == "target" for baseline in baselines)
     sizes = [_model_bytes(named.model, runtime) for named in (recipe.target, *recipe.sources)]
@@ -59,7 +59,7 @@ def _estimate(recipe: Recipe, runtime: Runtime) -> dict[str, int]:
     return {step: round(size) for step, size in parts.items()}
 
 
-def _row_bytes(mode: ExtractionMode) -> int:
+def row_bytes(mode: ExtractionMode) -> int:
     """Bytes of one token's distribution: ids of 4 bytes and fp16 per candidate, and what a row has once."""
     match mode:
         case TopK(k=kept) | TopP(k_max=kept) | Sampled(n=kept):
@@ -68,7 +68,7 @@ def _row_bytes(mode: ExtractionMode) -> int:
             return 40 + 12 * kept
 
 
-def _text_bytes(spec: CorpusSpec) -> int:
+def text_bytes(spec: CorpusSpec) -> int:
     """Bytes of the documents, as far as files and limits tell."""
     total = 0
     for source in spec.documents:

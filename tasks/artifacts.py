@@ -142,6 +142,12 @@ class ReportRef(Ref):
     kind: Literal["report"] = "report"
 
 
+class InspectionRef(Ref):
+    """What can be told of a fusion before it is run, as JSON; of a whole recipe also as a page."""
+
+    kind: Literal["inspection"] = "inspection"
+
+
 AnyRef = Annotated[
     ModelRef
     | TokenizerRef
@@ -157,7 +163,8 @@ AnyRef = Annotated[
     | TaskScoresRef
     | ProbeRef
     | VerdictRef
-    | ReportRef,
+    | ReportRef
+    | InspectionRef,
     Field(discriminator="kind"),
 ]
 

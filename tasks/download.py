@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from tasks.artifacts import ModelRef, Runtime, canonical_json
+from tasks.artifacts import ModelRef, Runtime, TokenizerRef, canonical_json
 from tasks.hub import download_files, list_files, remember_commit, resolve_commit
 from tasks.models import CONFIG, WEIGHTS, WEIGHTS_INDEX, HubModel, LocalModel, check_readable, check_weights
 from tasks.step import Output, step
@@ -53,6 +53,46 @@ def download(spec: HubModel | LocalModel, *, runtime: Runtime, out: Output) -> M
         _mirror_folder(spec, out)
     check_weights(out.dir, _name_of(spec))
     return out.ref(ModelRef)
+
+
+def pin_description(spec: HubModel | LocalModel, *, runtime: Runtime) -> dict[str, object]:
+    """What the model's description is today: the commit, or a digest of the folder's small files and of its size."""
+    if isinstance(spec, HubModel):
+        return pin_model(spec, runtime=runtime)
+    folder, names, weight_bytes = _local_description(spec)
+    return {"content": _digest_files(folder, names), "weight_bytes": weight_bytes}
+
+
+@step(version=1, pin=pin_description)
+def download_description(spec: HubModel | LocalModel, *, runtime: Runtime, out: Output) -> TokenizerRef:
+    """The model's files without its weights: tokenizer, licence and, where there is one, the config."""
+    if isinstance(spec, HubModel):
+        commit = str(out.pins["commit"])
+        listing = list_files(spec.id, commit)
+        names = select_description(listing.files, _name_of(spec), with_code=spec.trust_remote_code)
+        waiting = _waiting_room(open_store(runtime), out)
+        download_files(spec.id, commit, {n: listing.files[n] for n in names}, waiting, lambda done, total: None)
+        _move_files(waiting, names, out.dir)
+        weights = sum(listing.files[n].bytes for n in select_files(listing.files, _name_of(spec)) if n not in names)
+        out.facts |= {"licence": listing.licence, "weight_bytes": weights}
+    else:
+        folder, names, weights = _local_description(spec)
+        for name in names:
+            (out.dir / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, out.dir / name)
+        out.facts |= {"licence": _card_licence(out.dir), "weight_bytes": weights}
+    return out.ref(TokenizerRef)
+
+
+def select_description(names: Iterable[str], name: str, with_code: bool = False) -> list[str]:
+    """The files that describe a model: config, tokenizer, licence. Raises `ValueError` without a tokenizer."""
+    found = sorted(names)
+    if not _matching(found, _TOKENIZERS):
+        raise ValueError(
+            f"{name}: expected a tokenizer ({', '.join(_TOKENIZERS[:3])} ...), found {_listing(found)}; "
+            "save the tokenizer that the model was trained with beside it"
+        )
+    return _matching(found, (*_SMALL, *(("*.py",) if with_code else ())))
 
 
 def select_files(names: Iterable[str], name: str, with_code: bool = False) -> list[str]:
@@ -116,10 +156,7 @@ def _mirror_hub(spec: HubModel, commit: str, store: Store, out: Output) -> None:
     bring(small)
     check_readable(waiting, _name_of(spec))  # before the weights, which take long
     bring(names)
-    for name in names:
-        (out.dir / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(waiting / name, out.dir / name)
-    shutil.rmtree(waiting, ignore_errors=True)
+    _move_files(waiting, names, out.dir)
     out.facts |= {
         "source": "hub",
         "id": spec.id,
@@ -127,6 +164,13 @@ def _mirror_hub(spec: HubModel, commit: str, store: Store, out: Output) -> None:
         "commit": commit,
         "licence": listing.licence,
     }
+
+
+def _move_files(waiting: Path, names: list[str], folder: Path) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(waiting / name, folder / name)
+    shutil.rmtree(waiting, ignore_errors=True)
 
 
 def _waiting_room(store: Store, out: Output) -> Path:
@@ -148,6 +192,16 @@ def _local_files(spec: LocalModel) -> tuple[Path, list[str]]:
             f"{name}: expected a folder with config.json, tokenizer and safetensors, found {found}; check the path"
         )
     return folder, select_files((p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), name)
+
+
+def _local_description(spec: LocalModel) -> tuple[Path, list[str], int]:
+    """The folder, the files that describe its model, and the bytes of its weights."""
+    folder, name = Path(spec.path).expanduser(), _name_of(spec)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing there"
+        raise ValueError(f"{name}: expected a folder with tokenizer files, found {found}; check the path")
+    names = select_description((p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), name)
+    return folder, names, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _mirror_folder(spec: LocalModel, out: Output) -> None:

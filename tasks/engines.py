@@ -14,9 +14,10 @@ from torch import Tensor
 from fusion_core.distributions import NO_LABEL, ExtractionMode, absent_rows, concatenate, finite_rows, reduce_logits
 from fusion_core.spec import Spec
 from fusion_core.types import NO_BOUNDARY, Scored, TokenDist, Tokens
+from tasks.models import one_at_a_time
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -164,6 +165,19 @@ def pick_device(name: str) -> torch.device:
 def tokens_per_batch(asked: int | None, device: torch.device) -> int:
     """What was asked for, or what suits the device: caches make small batches the faster ones on a CPU."""
     return asked or (2048 if device.type == "cpu" else 16384)
+
+
+def count_parameters(config: "PretrainedConfig", *, trusted: bool = False) -> int:
+    """How many numbers the model has, weights that it repeats counted once; none of them is made.
+
+    trusted: whether code that lies beside the config may run.
+    """
+    with one_at_a_time:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def check_window(window: int | None, tokens: Tokens, sizes: Sequence[int]) -> None:

@@ -117,6 +117,18 @@ def list_files(repo: str, commit: str) -> Listing:
     return Listing(files, licence if isinstance(licence, str) else None)
 
 
+def read_dataset_licence(repo: str, revision: str) -> str | None:
+    """The licence that a data set's card names; None where there is none, or nobody can be asked."""
+    try:
+        with _explained("dataset", repo, revision):
+            info = _api().dataset_info(repo, revision=revision, timeout=10)
+    except (ConnectionError, ValueError):
+        return None
+    licence = (info.card_data.to_dict() if info.card_data else {}).get("license")
+    found = licence[0] if isinstance(licence, list) and licence else licence
+    return found if isinstance(found, str) else None
+
+
 def download_files(repo: str, commit: str, files: dict[str, HubFile], folder: Path, progress: Progress) -> None:
     """Brings files of a model repository into `folder`, under their names; those that are there already are kept.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import looking, running, serving
+from flows.cli import inspecting, looking, running, serving
 from flows.cli.exits import INTERRUPTED, OK, USAGE, report_error
 from flows.cli.launch import quiet_libraries
 
@@ -49,6 +49,7 @@ for _command in (
     running.run,
     running.demo,
     looking.plan,
+    inspecting.inspect,
     looking.report,
     looking.init,
     running.evaluate,

@@ -9,6 +9,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from flows.plan import Plan
     from fusion_core.metrics import Interval
+    from tasks.findings import Inspection, ScoreFindings
     from tasks.garbage import Garbage
     from tasks.report import Comparison
 
@@ -133,3 +134,40 @@ def _percent(share: float) -> str:
 
 def _verdict_style(interval: "Interval") -> str:
     return "green" if interval.high < 0 else "red" if interval.low > 0 else ""
+
+
+def inspection_tables(found: "Inspection") -> RenderableType:
+    """Where the rows of each source meet the target's, what a sample showed, what a run takes, and the verdicts."""
+    kinds = list(dict.fromkeys(kind for pair in found.pairs.values() for kind in pair.kinds))
+    rows = _table(f"rows of {found.target} met by", "common", "inside", "absent", *kinds, "shared", "multi-piece")
+    for name, pair in found.pairs.items():
+        every = pair.rows
+        met = [f"{pair.kinds[kind].common_share:.2f}" if kind in pair.kinds else "-" for kind in kinds]
+        parts = [f"{part / max(every.total, 1):.2f}" for part in (every.common, every.bridged, every.absent)]
+        overlap = (pair.shared_bytes / max(pair.read_bytes, 1), pair.multi_piece / max(pair.source_tokens, 1))
+        rows.add_row(name, *parts, *met, *[f"{share:.2f}" for share in overlap])
+    notes = [Text(f"{what}: {need}") for what, need in found.needs.items()]
+    notes += [Text(f"{name} wasn't run: {reason}", style="dim") for name, reason in found.not_run.items()]
+    notes += [Text(f"warning: {warning}", style="yellow") for warning in found.warnings]
+    verdicts = [
+        Text(f"{name}: {verdict.choice}: {'; '.join(verdict.reasons)}", style=_VERDICTS[verdict.choice])
+        for name, verdict in found.verdicts.items()
+    ]
+    scores = [] if found.scores is None else [_score_table(found.scores), Text()]
+    return Group(rows, Text(), *scores, *notes, Text(), *verdicts)
+
+
+_VERDICTS = {"fuse": "green", "fuse with a warning": "yellow", "leave out": "red"}
+
+
+def _score_table(scores: "ScoreFindings") -> RenderableType:
+    domains = list(dict.fromkeys(domain for model in scores.models.values() for domain in model.bits_per_byte))
+    table = _table("bits per byte", *domains, "kept", "label kept", "truncation")
+    for name, model in scores.models.items():
+        bits = [f"{model.bits_per_byte[domain]:.3f}" if domain in model.bits_per_byte else "-" for domain in domains]
+        lost = "none" if model.truncation_bits is None else f"{model.truncation_bits:.3f}"
+        table.add_row(name, *bits, f"{model.kept:.2f}", f"{model.label_kept:.2f}", lost)
+    if not scores.documents_compared:
+        return table
+    differ, compared = scores.documents_chosen_differently, scores.documents_compared
+    return Group(table, Text(f"nats per token would choose another teacher in {differ} of {compared} documents"))

@@ -20,16 +20,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def render_page(comparison: Comparison, evidence: Evidence, recipe: dict[str, object]) -> str:
     """The whole page. It is a function of its arguments alone: the same artifacts give the same bytes."""
-    head = element(
-        "head",
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-        element("title", comparison.title),
-        element("style", Html(_STYLE.read_text(encoding="utf-8"))),
-    )
-    body = element(
-        "body",
-        element("h1", comparison.title),
+    return render_document(
+        comparison.title,
         *_dates(evidence),
         *_verdict(comparison),
         *_standings(comparison),
@@ -40,6 +32,18 @@ def render_page(comparison: Comparison, evidence: Evidence, recipe: dict[str, ob
         heading("Recipe"),
         element("pre", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=110)),
     )
+
+
+def render_document(title: str, *parts: Html) -> str:
+    """A page of the report's looks that needs no network and runs no script."""
+    head = element(
+        "head",
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        element("title", title),
+        element("style", Html(_STYLE.read_text(encoding="utf-8"))),
+    )
+    body = element("body", element("h1", title), *parts)
     return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
 
 
