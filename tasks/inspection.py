@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +17,7 @@ from fusion_core.preflight import (
 )
 from fusion_core.text_kinds import KINDS, classify_bytes
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens, VocabMap
+from fusion_core.vocab_mapping import Encode
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import InspectionRef, Runtime, ScoredRef, ShardRef, TokenizerRef
 from tasks.documents import Document, read_documents
@@ -37,9 +37,6 @@ from tasks.shards import read_scored
 from tasks.step import Output, step
 from tasks.store import open_store
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 @step(version=1)
 def inspect_pair(
@@ -49,7 +46,7 @@ def inspect_pair(
     store = open_store(runtime)
     documents = [document for shard in sample for document in read_documents(store, shard)]
     theirs, ours = (_read(store.fetch(ref), documents) for ref in (source, target))
-    overlap = compare_vocabularies(theirs.vocabulary, ours.vocabulary, encode_mid_text(ours.tokenizer), theirs.tokens)
+    overlap = compare_vocabularies(theirs.vocabulary, ours.vocabulary, ours.encode, theirs.tokens)
     findings = PairFindings(
         source=_describe(theirs, documents),
         target=_describe(ours, documents),
@@ -102,16 +99,17 @@ class _Reading:
     """One model's files, and the sample as its tokenizer cuts it."""
 
     folder: Path
-    tokenizer: "PreTrainedTokenizerFast"
     vocabulary: Vocabulary
     tokens: Tokens
+    encode: Encode
+    has_chat_template: bool
 
 
 def _read(folder: Path, documents: Sequence[Document]) -> _Reading:
     tokenizer = load_tokenizer(folder)
     vocabulary = vocabulary_of(tokenizer)
     tokens = encode_documents(tokenizer, vocabulary, [d.text for d in documents], [d.final for d in documents])
-    return _Reading(folder, tokenizer, vocabulary, tokens)
+    return _Reading(folder, vocabulary, tokens, encode_mid_text(tokenizer), bool(tokenizer.chat_template))
 
 
 def _count_rows(source: _Reading, target: _Reading, documents: Sequence[Document]) -> dict[str, dict[str, Rows]]:
@@ -142,8 +140,8 @@ def _describe(read: _Reading, documents: Sequence[Document]) -> Description:
     size = sum(len(document.text.encode()) for document in documents)
     return Description(
         tokens=vocabulary.size,
-        roles={role: str(read.tokenizer.convert_ids_to_tokens(token)) for role, token in vocabulary.roles.items()},
-        chat_template=bool(read.tokenizer.chat_template),
+        roles={role: vocabulary.pieces[token] or "" for role, token in vocabulary.roles.items()},
+        chat_template=read.has_chat_template,
         adds_prefix_space=vocabulary.adds_prefix_space,
         normalizes=vocabulary.normalizes,
         bytes_per_token=round(size / max(len(read.tokens.ids), 1), 4),

@@ -82,14 +82,15 @@ def render_inspection(inspection: Inspection) -> str:
 
 
 def _verdicts(inspection: Inspection) -> list[Html]:
-    rows = [
-        row(name, verdict.choice, "; ".join(verdict.reasons), class_="strong" if verdict.choice != "fuse" else "")
+    found = [
+        element("li", element("strong", f"{name}: {verdict.choice}"), f" – {'; '.join(verdict.reasons)}")
         for name, verdict in inspection.verdicts.items()
     ]
-    items = [element("li", warning) for warning in inspection.warnings]
+    warnings = [element("li", warning) for warning in inspection.warnings]
     return [
-        table([f"into {inspection.target}", "verdict", "why"], rows),
-        *([paragraph("Of the recipe as a whole:"), element("ul", *items)] if items else []),
+        paragraph(f"Should these models teach {inspection.target}?", class_="verdict"),
+        element("ul", *found),
+        *([paragraph("Of the recipe as a whole:"), element("ul", *warnings)] if warnings else []),
     ]
 
 

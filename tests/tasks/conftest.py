@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        if parts[:2] == ["api", "models"] and "revision" in parts:
+        if parts[:2] in (["api", "models"], ["api", "datasets"]) and "revision" in parts:
             at = parts.index("revision")
             self._describe("/".join(parts[2:at]), "/".join(parts[at + 1 :]))
         elif parts[0] == "cdn":
