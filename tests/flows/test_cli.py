@@ -15,7 +15,7 @@ from flows.recipe import load_recipe
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli
 
-COMMANDS = ("run", "plan", "demo", "init", "report", "lineage", "verify", "gc", "evaluate", "refresh")
+COMMANDS = ("run", "plan", "inspect", "demo", "init", "report", "lineage", "verify", "gc", "evaluate", "refresh")
 
 
 def test_help_names_every_command(cli: Cli) -> None:
