@@ -127,8 +127,6 @@ def _vocabularies(inspection: Inspection) -> list[Html]:
             share(pair.multi_piece, pair.source_tokens),
             f"{pair.source.bytes_per_token:.2f}",
             "–" if pair.source.padded_rows is None else f"{pair.source.padded_rows:,}",
-            ", ".join(f"{role} {token}" for role, token in pair.source.roles.items()) or "none",
-            "yes" if pair.source.chat_template else "no",
         )
         for name, pair in inspection.pairs.items()
     ]
@@ -139,13 +137,28 @@ def _vocabularies(inspection: Inspection) -> list[Html]:
             "Shared: tokens whose bytes are one token of the target; of the text: the bytes that such tokens hold; "
             "multi-piece: tokens that the target cuts into several."
         ),
-        table([*header, "special tokens", "chat template"], rows),
+        table(header, rows),
+        *_special_tokens(inspection),
+    ]
+
+
+def _special_tokens(inspection: Inspection) -> list[Html]:
+    some_pair = next(iter(inspection.pairs.values()))  # the target is the same in all, and a recipe has a source
+    models = {inspection.target: some_pair.target, **{name: pair.source for name, pair in inspection.pairs.items()}}
+    roles = list(dict.fromkeys(role for model in models.values() for role in model.roles))
+    rows = [
+        row(name, *[model.roles.get(role, "–") for role in roles], "yes" if model.chat_template else "no")
+        for name, model in models.items()
+    ]
+    return [
+        paragraph("Special tokens by their role; only the end of a text is taught, whatever it is called."),
+        table(["model", *roles, "chat template"], rows),
     ]
 
 
 def _scores(inspection: Inspection) -> list[Html]:
     skipped = [element("li", f"{name}: {reason}") for name, reason in inspection.not_run.items()]
-    not_run = [paragraph("Not run over the sample:"), element("ul", *skipped)] if skipped else []
+    not_run = [heading("Not run over the sample"), element("ul", *skipped)] if skipped else []
     scores = inspection.scores
     if scores is None:
         return not_run
