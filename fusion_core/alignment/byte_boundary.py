@@ -16,7 +16,7 @@ from fusion_core.alignment.pair import Pair
 from fusion_core.alignment.projection import project_rows
 from fusion_core.alignment.rows import Standing, common_rows, spans, spent_nats, stand
 from fusion_core.alignment.source_text import SourceText
-from fusion_core.distributions import choose_rows
+from fusion_core.distributions import absent_rows, choose_rows
 from fusion_core.spec import Spec
 from fusion_core.types import NO_BOUNDARY, Aligned, Scored, TokenDist, Tokens
 
@@ -104,12 +104,14 @@ class ByteBoundary(Spec):
         self, source: Scored, spent: Float[Tensor, "source_tokens"], standing: Standing, target: Tokens, pair: Pair
     ) -> TokenDist:
         """What the source says about each row where the target stands somewhere, piece of text by piece of text."""
+        dtype = torch.promote_types(source.dist.logprobs.dtype, torch.float32)
+        if not len(source.tokens.ids):
+            return cast_logprobs(absent_rows(len(target.ids), pair.target.size, target.ids.device), dtype)
         text = SourceText(source, spent, pair, with_labels=self.lookahead > 0)
         found = continue_text(text, standing, _label_ends(target), self.cover, self.lookahead, self.max_unknown)
         targets = find_targets(found, source.tokens, target, pair)
         if self.tail == "strict":
             found = _doubt_tails(found)
-        dtype = torch.promote_types(source.dist.logprobs.dtype, torch.float32)
         return cast_logprobs(_count(found, targets, pair), dtype)
 
     def _trust(self, dist: TokenDist, pair: Pair) -> TokenDist:

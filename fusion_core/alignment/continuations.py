@@ -195,7 +195,8 @@ def look_ahead(
     for step in range(1, steps + 1):
         read_row = (standing.row + step).where(open_rows, 0)
         open_rows = open_rows & source.leaves_open(standing.row, read_row, label_end)
-        read_token = source.tokens.ids[read_row].where(open_rows, NO_READ) if len(read_row) else read_row
+        read_row = read_row.where(open_rows, 0)  # behind the shard's last row there is none
+        read_token = source.tokens.ids[read_row].where(open_rows, NO_READ)
         was_read = found.token == read_token[found.row]
         if step == 1:  # a cover may be the same token; the path has less of it behind the boundary
             was_read &= found.skip == standing.inside[found.row]

@@ -51,3 +51,41 @@ def test_a_row_whose_every_candidate_is_left_out_is_absent():
     assert found.present.tolist() == [True, False, False]  # "a" after "a" would be "aa"
     assert found.tail_logprob.tolist() == [-INF] * 3
     assert found.unknown_logprob.tolist() == [-INF, 0, 0]
+
+
+LETTERS = Vocabulary((b"", b"a", b"b", b" "), {"bos": 0}, False, False)
+OPTIONS = [{}, {"lookahead": 2}, {"cover": 2, "lookahead": 2, "bridge": True}, {"cover": 1, "tail": "strict"}]
+
+
+def pair_with_letters(source):
+    def encode(texts):
+        return [[LETTERS.id_of_surface[letter.encode()] for letter in text] for text in texts]
+
+    return Pair(source, LETTERS, VocabMap(torch.arange(source.size), LETTERS.size, in_context=True), encode)
+
+
+def scored_of(ids, boundaries, offsets, vocab_size):
+    """Rows that keep one candidate each and leave a tail."""
+    tokens, number = Tokens(*(torch.tensor(v, dtype=torch.int64) for v in (ids, boundaries, offsets))), len(ids)
+    logs = [torch.tensor(share).log().expand(number) for share in (0.75, 0.25, 0.0)]
+    kept = torch.tensor([*ids[1:], 1][:number], dtype=torch.int64)
+    dist = TokenDist(torch.arange(number + 1), kept, *logs, vocab_size)
+    return Scored(tokens, dist, torch.full((number,), 0.5))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_last_row_of_a_shard_has_nothing_behind_it_to_look_at(options):
+    """A source that strips the space at a text's end stands on its last row where the target's label follows."""
+    source = scored_of([0, 1, 2], [0, 1, 2], [0, 3], 3)
+    target = Tokens(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 4]))
+    pair = pair_with_letters(Vocabulary((b"", b"a", b"b"), {"bos": 0}, False, False))
+    found = ByteBoundary(**options)(source, target, pair).dist
+    assert found.present.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_source_without_tokens_leaves_every_row_absent(options):
+    """Empty texts, which the target begins and the source doesn't."""
+    source, target = scored_of([], [], [0, 0], 4), Tokens(torch.tensor([0]), torch.tensor([0]), torch.tensor([0, 1]))
+    found = ByteBoundary(**options)(source, target, pair_with_letters(LETTERS)).dist
+    assert (found.num_rows, found.present.tolist(), found.unknown_logprob.tolist()) == (1, [False], [0.0])
