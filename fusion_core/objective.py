@@ -104,7 +104,8 @@ def _teacher_outcomes(
     weight = -torch.expm1(teacher.unknown_logprob.to(dtype)).clamp(max=0.0)
     if tail == "as_given":
         log_known = weight.log().unsqueeze(1)
-    return outcomes - log_known.masked_fill(empty, 0.0), weight.masked_fill(empty.squeeze(1), 0.0)
+    log_known = log_known.masked_fill(log_known == -torch.inf, 0.0)  # as given, also where rounding left no weight
+    return outcomes - log_known, weight.masked_fill(empty.squeeze(1), 0.0)
 
 
 def _differentiate(divergence: Divergence, teacher: Logprobs, student: Logprobs) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from fusion_core.distributions import TopK
-from fusion_core.divergences import JSD, LOG_FLOOR, Divergence, ForwardKL, ReverseKL, SoftCrossEntropy
+from fusion_core.divergences import (
+    JSD,
+    LOG_FLOOR,
+    Divergence,
+    ForwardKL,
+    ReferenceCrossEntropy,
+    ReferenceKL,
+    ReverseKL,
+    SoftCrossEntropy,
+)
 from fusion_core.objective import IGNORED_LABEL, Objective
 from fusion_core.types import TokenDist
 
@@ -151,3 +160,17 @@ def test_without_gradient_the_sums_are_the_same() -> None:
     logits, labels = torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(3)), torch.zeros(ROWS).long()
     objective = Objective(labels, draw_teacher(), SoftCrossEntropy(), 0.5)
     assert torch.equal(objective.score(logits.clone(), with_grad=True), objective.score(logits, with_grad=False))
+
+
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, ReferenceCrossEntropy(), ReferenceKL()], ids=repr)
+def test_a_row_whose_known_mass_rounds_to_none_counts_as_absent(divergence: Divergence) -> None:
+    """Storage in fp16 makes an unknown mass of 1 - 1e-8 a whole one, and still has the log of what was kept."""
+    labels, nothing = torch.zeros(1, dtype=torch.int64), torch.full((1,), -torch.inf)
+    found = []
+    for kept in (torch.tensor([-18.4]), torch.empty(0)):
+        offsets = torch.tensor([0, len(kept)])
+        teacher = TokenDist(offsets, torch.ones_like(kept, dtype=torch.int64), kept, nothing, torch.zeros(1), VOCAB)
+        logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        parts = Objective(labels, teacher, divergence, lm_weight=0.3).score(logits, with_grad=True)
+        found.append(torch.cat([parts, logits.flatten()]))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-15)
