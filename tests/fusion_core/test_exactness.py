@@ -42,8 +42,9 @@ def test_each_refinement_brings_the_error_down(distances):
 
 
 def test_rows_are_hardly_biased_by_looking_at_their_labels(distances):
-    refined = distances["canonical + cover 2 + lookahead 2"]
-    assert refined["bias"] <= refined["error"] + 1e-12
+    """What looking ahead gains stays gained when each row is averaged over all the labels it may look at."""
+    refined, blind = distances["canonical + cover 2 + lookahead 2"], distances["canonical + cover 2"]
+    assert refined["bias"] < 0.5 * blind["error"]
     assert refined["unknown"] < 1e-12
 
 
