@@ -3,7 +3,8 @@
     python -m tests.bench [losses extraction ...] [--json build/bench.json] [--list]
 
 Each module beside this one that has `rows()` is a benchmark; without names all of them run. The exit status is 1 if
-a target is missed. `tests.bench.exactness` measures errors, not time, and runs by itself.
+a target is missed. By themselves run `tests.bench.exactness` and `remaining_error`, which measure errors, not time,
+`merging` and `flow`.
 """
 
 import argparse
