@@ -1,5 +1,6 @@
 """Tiny models of real architectures with tokenizers trained in memory, as ordinary Hugging Face folders."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,12 @@ import pytest
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "60")
+
+# Numba notices a change of a kernel's own file only, and would run a kernel with the old code of one that it calls.
+_REPOSITORY = Path(__file__).parents[1]
+_KERNELS = [p for p in sorted((_REPOSITORY / "fusion_core").rglob("*.py")) if b"\n@compiled" in p.read_bytes()]
+_DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _KERNELS)).hexdigest()[:16]
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_REPOSITORY / ".pytest_cache" / f"numba-{_DIGEST}"))
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
