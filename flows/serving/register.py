@@ -27,12 +27,12 @@ from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.schedules import SCHEDULE_TYPES
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow
-from prefect.utilities.callables import parameter_schema
 from prefect.utilities.templating import apply_values
 from pydantic import TypeAdapter
 
 from flows.cli.launch import ROOT_VARIABLE
 from flows.recipe import load_recipe
+from flows.serving.form import form_schema
 from flows.serving.server import wait_for
 from infra.automations import NOTIFY_VARIABLE, register_automations
 
@@ -56,7 +56,7 @@ class Declared:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON schema of its form."""
-        return parameter_schema(self.flow).model_dump(exclude_unset=True)
+        return form_schema(self.flow)
 
     @property
     def version(self) -> str:

@@ -1,6 +1,8 @@
 """The form that Prefect makes of the flow's parameters, and what it says of a wrong one."""
 
 import copy
+import json
+import re
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from flows.fuse import fuse_models
 from flows.plan import plan_recipe
 from flows.recipe import Recipe, RecipeError, RecipeFile, load_recipe
+from flows.serving.form import form_schema
 from tasks.artifacts import Runtime
 
-SCHEMA: dict[str, Any] = parameter_schema(fuse_models).model_dump()
+SCHEMA: dict[str, Any] = form_schema(fuse_models)
+KIND = re.compile(r'"const": "(\w+)"')
 QUICKSTART: dict[str, Any] = load_recipe("quickstart").model_dump(mode="json")
 
 
@@ -45,11 +49,57 @@ def test_only_what_has_no_answer_is_asked_for() -> None:
     assert SCHEMA["definitions"]["RecipeFile"].get("required", []) == []
 
 
+def tabs_of(field: dict[str, Any]) -> list[str]:
+    return [tab["$ref"].rsplit("/", 1)[1] for tab in field["anyOf"]]
+
+
 def test_choices_are_tabs() -> None:
-    for field in ("vocab_mapping", "alignment", "fusion"):
-        assert len(SCHEMA["definitions"]["Recipe"]["properties"][field]["oneOf"]) > 1
-    tabs = [tab["$ref"].rsplit("/", 1)[1] for tab in SCHEMA["properties"]["recipe"]["oneOf"]]
-    assert tabs == ["RecipeFile", "Recipe"]
+    """Of `oneOf` the form makes an empty box for JSON."""
+    fields = SCHEMA["definitions"]["Recipe"]["properties"]
+    assert tabs_of(SCHEMA["properties"]["recipe"]) == ["RecipeFile", "Recipe"]
+    assert tabs_of(fields["fusion"])[:3] == ["MinCE", "AvgCE", "StaticWeights"]
+    assert "oneOf" not in json.dumps(SCHEMA)
+
+
+def test_every_kind_of_a_choice_is_offered_once() -> None:
+    pydantic_kinds = sorted(KIND.findall(json.dumps(parameter_schema(fuse_models).model_dump()["definitions"])))
+    assert len(set(pydantic_kinds)) == len(pydantic_kinds) > 20
+    definitions = SCHEMA["definitions"]
+    for node in choices(SCHEMA):
+        shown = [definitions[tab] for tab in tabs_of(node)]
+        kinds = [kind for tab in shown for kind in tab["properties"].get("kind", {}).get("enum", ())]
+        assert len(set(kinds)) == len(kinds)
+
+
+def test_the_form_finds_the_tab_of_every_kind_by_the_fields_it_has() -> None:
+    """As the form does it: the first of those that share the most fields with the value."""
+    definitions = SCHEMA["definitions"]
+    for node in choices(SCHEMA):
+        fields = [set(definitions[tab]["properties"]) for tab in tabs_of(node)]
+        for number, given in enumerate(fields):
+            shared = [len(given & others) for others in fields]
+            assert shared.index(max(shared)) == number, tabs_of(node)
+
+
+def test_a_list_of_choices_says_what_its_items_may_be() -> None:
+    documents = SCHEMA["definitions"]["CorpusSpec"]["properties"]["documents"]
+    assert "- `files` with `paths`" in documents["description"]
+    assert documents["items"]["default"]["kind"] == "installed"
+
+
+def choices(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    left: list[Any] = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            if all("$ref" in tab for tab in node.get("anyOf", [{}])):
+                found.append(node)
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+    assert found
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The run form: the JSON schema of a flow's parameters, said in the way that Prefect's form understands.
+
+Pydantic says a choice as `oneOf` with a discriminator. The form knows `anyOf` alone, shows one tab for each of its
+members, and finds the tab of a given value by counting the fields that both have; of several with as many, the first.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from prefect.flows import Flow
+from prefect.utilities.callables import parameter_schema
+
+Schema = dict[str, Any]  # Any: JSON
+
+
+def form_schema(flow: Flow[..., Any]) -> Schema:
+    """The schema of the flow's form; what it accepts is what the flow accepts, as far as JSON schemas say that.
+
+    Members of a choice that have the same fields can't be told apart by them: they share a tab, which has a list of
+    their kinds. A member whose fields another one has too comes before that one.
+    """
+    schema: Schema = copy.deepcopy(parameter_schema(flow).model_dump(exclude_unset=True))
+    definitions = schema["definitions"]
+    for definition in list(definitions.values()):
+        if "const" in (kind := definition["properties"].get("kind", {})):
+            kind |= {"enum": [kind.pop("const")], "description": _first_line(definition)}
+    for node in list(_nodes(schema)):
+        if "oneOf" in node:
+            _choose(node, definitions)
+    for node in _nodes(schema):
+        if "anyOf" in node.get("items", {}):
+            _show_as_json(node, definitions)
+    return schema
+
+
+def _choose(node: Schema, definitions: Schema) -> None:
+    """Turns a choice into tabs."""
+    names = [member["$ref"].rpartition("/")[2] for member in node.pop("oneOf")]
+    node.pop("discriminator", None)
+    groups: dict[frozenset[str], list[str]] = {}
+    for name in names:
+        groups.setdefault(frozenset(definitions[name]["properties"]), []).append(name)
+    tabs = [{"$ref": f"#/definitions/{_tab(definitions, groups[fields])}"} for fields in _small_first(list(groups))]
+    node |= tabs[0] if len(tabs) == 1 else {"anyOf": tabs}
+
+
+def _show_as_json(node: Schema, definitions: Schema) -> None:
+    """Says what a list's items may be: the form has no tabs in a list, but takes JSON."""
+    members = [definitions[tab["$ref"].rpartition("/")[2]] for tab in node["items"]["anyOf"]]
+    meanings = [f"- `{fields['kind']['enum'][0]}` with {', '.join(f'`{name}`' for name in fields if name != 'kind')}"
+                for fields in (member["properties"] for member in members)]  # fmt: skip
+    node["description"] = "\n\n".join([node["description"], *meanings])
+    fields = members[0]["properties"]
+    node["items"]["default"] = {name: field["default"] for name, field in fields.items() if "default" in field}
+
+
+def _nodes(value: object) -> Iterator[Schema]:
+    """All mappings within the value."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _nodes(item)
+
+
+def _small_first(groups: list[frozenset[str]]) -> list[frozenset[str]]:
+    """The groups in their order, except that none comes after one that has all its fields and more."""
+    placed: list[frozenset[str]] = []
+    for group in groups:
+        at = next((i for i, other in enumerate(placed) if group < other), len(placed))
+        placed.insert(at, group)
+    return placed
+
+
+def _tab(definitions: Schema, names: list[str]) -> str:
+    """The name of the definition that stands for all of them, added where they are several."""
+    if len(names) == 1:
+        return names[0]
+    name = " or ".join(names)
+    kinds = [definitions[each]["properties"]["kind"] for each in names]
+    values = [kind["enum"][0] for kind in kinds]
+    meanings = [f"- `{kind['enum'][0]}`: {kind['description']}" for kind in kinds]
+    tab: Schema = copy.deepcopy(definitions[names[0]]) | {"title": ", ".join(names)}
+    tab["properties"]["kind"] |= {"title": "Kind", "enum": values, "description": "\n\n".join(meanings)}
+    definitions[name] = tab
+    return name
+
+
+def _first_line(definition: Schema) -> str:
+    return str(definition.get("description", "")).split("\n\n")[0].replace("\n", " ")
