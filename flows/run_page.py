@@ -34,6 +34,13 @@ EVERY_SECONDS = 5.0
 LONG_SECONDS = 10.0
 """Steps that take longer show how far they are."""
 _LAST_SECONDS = 15.0
+MEANINGS = {
+    "shards": "What has become of each shard, stage by stage.",
+    "quality": "What each model read and kept, and how much of it the target can use.",
+    "lineage": "What was made from what.",
+    "comparison": "The fused model next to its sources, its target and the baselines.",
+}
+"""What a run's artifacts are, by their names."""
 
 
 @contextlib.contextmanager
@@ -134,7 +141,8 @@ class _Page:
             with self.lock:
                 self.grid.complete(entries, manifests, str(self.flow_run_id))
                 self.is_changed = True
-            self.summary.append(("lineage", "markdown", lineage_markdown(entries, manifests)))
+            marked = entries[-1].ref.address
+            self.summary.append(("lineage", "markdown", lineage_markdown(manifests, marked)))
             quality = quality_table(recipe.target.name, sources, entries, manifests)
             self.summary.append(("quality", "table", json.dumps(quality)))
             for ref in (entry.ref for entry in entries if isinstance(entry.ref, ReportRef)):
@@ -150,7 +158,7 @@ class _Page:
                     self._publish_live(client)
             self._publish_live(client)
             for name, kind, data in self.summary:
-                self._publish(client, name, kind, data, key=f"{self.slug}-{name}")
+                self._publish(client, name, kind, data, key=f"{self.slug}-{name}", description=MEANINGS[name])
 
     def _publish_live(self, client: SyncPrefectClient) -> None:
         with self.lock:
@@ -163,7 +171,8 @@ class _Page:
             ]
             finished = [label for label, w in self.works.items() if w.done >= w.total]
         if is_changed and rows:
-            self._publish(client, "shards", "table", json.dumps(rows), key=f"{self.slug}-shards")
+            key, meaning = f"{self.slug}-shards", MEANINGS["shards"]
+            self._publish(client, "shards", "table", json.dumps(rows), key=key, description=meaning)
         for label, sentence, share, task_run_id in works:
             self._publish(client, label, "progress", share, description=sentence, task_run_id=task_run_id)
         with self.lock:

@@ -1,17 +1,21 @@
 """What a run's page shows, as tables and markdown: shards, quality per source, the comparison, what came from what."""
 
+import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tasks.artifacts import Manifest
 from tasks.planning import Planned
 from tasks.progress import Event
-from tasks.report import Comparison
+from tasks.report import Comparison, lineage_graph
 from tasks.report.comparison import percent
 from tasks.report.evidence import Manifests, read_coverage, read_wins
+from tasks.report.markup import element
 
 _COUNTER = re.compile(r" (\d+)/\d+$")
+_STYLE = Path(lineage_graph.__file__).with_name("style.css")
 
 
 def stage_of(label: str) -> str:
@@ -154,36 +158,24 @@ def comparison_markdown(comparison: Comparison, place: str) -> str:
     parts = [comparison.verdict, _table(["bits per byte", "", *domains, "mean"], standings)]
     if gains:
         parts.append(_table([f"{comparison.fused.name} against", *domains, "mean", "95 % interval"], gains))
-    link = f"[{_plain(place)}](<{place}>)" if "://" in place else f"`{place}`"
-    return "\n\n".join([*parts, f"Report: {link}"])
+    return "\n\n".join([*parts, f"The report as one HTML page, for a browser: `{place}`"])
 
 
-def lineage_markdown(entries: Iterable[Planned], manifests: Mapping[str, Manifest]) -> str:
-    """What was made from what, shards taken together, as a mermaid graph."""
-    stages: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.ref.address in manifests:
-            stages.setdefault(stage_of(entry.label), []).append(entry.ref.address)
-    home = {address: stage for stage, addresses in stages.items() for address in addresses}
-    names = {stage: f"s{number}" for number, stage in enumerate(stages)}
-    lines = ["```mermaid", "flowchart LR"]
-    for stage, addresses in stages.items():
-        count = len(set(addresses))
-        lines.append(f'  {names[stage]}["{escape_label(stage)}{f"<br/>{count} shards" if count > 1 else ""}"]')
-    edges = dict.fromkeys(
-        (home[parent.address], stage)
-        for stage, addresses in stages.items()
-        for address in addresses
-        for parent in manifests[address].inputs
-        if parent.address in home
+def lineage_markdown(manifests: Manifests, marked: str) -> str:
+    """What was made from what, shards taken together, as a picture; the artifact at the address `marked` stands out.
+
+    A picture, because only the newer of Prefect's two UIs draws mermaid graphs.
+    """
+    drawn = lineage_graph.draw_lineage(manifests, {}, marked=marked)
+    size = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', drawn)
+    assert size is not None
+    rules = element("style", _STYLE.read_text(encoding="utf-8") + "svg.lineage { background: var(--paper) }")
+    names = {"xmlns": "http://www.w3.org/2000/svg", "class_": "lineage"}
+    picture = element("svg", rules, drawn, **names, width=float(size[1]), height=float(size[2]))
+    data = base64.b64encode(picture.encode()).decode()
+    return (
+        f"![what was made from what](data:image/svg+xml;base64,{data})\n\n`llm-fuse lineage {marked}` tells the rest."
     )
-    lines += [f"  {names[parent]} --> {names[stage]}" for parent, stage in edges if parent != stage]
-    return "\n".join([*lines, "```"])
-
-
-def escape_label(text: str) -> str:
-    """The text for use within a quoted label of a mermaid graph."""
-    return "".join(c if c.isalnum() or c in " .,:;_-/+()" else f"#{ord(c)};" for c in " ".join(text.split()))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -210,12 +210,19 @@ class Step(Generic[R]):
         fingerprint, pins = self._identify(arguments, runtime)
         ref = self.returns(step=self.name, fingerprint=fingerprint)
         job = Job(open_store(runtime), ref, arguments, pins, runtime, label)
+        try:
+            return self._find_or_compute(job)
+        except BaseException as error:
+            job.tell("failed", message=f"{type(error).__name__}: {error}")
+            raise
+
+    def _find_or_compute(self, job: Job) -> tuple[R, bool]:
         found = find_or_claim(job)
         if isinstance(found, Claim):
             with found:
-                manifest = job.store.manifest(ref)  # committed between our look and our claim?
+                manifest = job.store.manifest(job.ref)  # committed between our look and our claim?
                 if manifest is None:
-                    with _slot(runtime, self.on_device):
+                    with _slot(job.runtime, self.on_device):
                         return self._compute(job), False
         else:
             manifest = found
@@ -224,22 +231,18 @@ class Step(Generic[R]):
 
     def _compute(self, job: Job) -> R:
         job.tell("started")
+        folder = job.store.scratch(job.ref.address, job.owner)
+        out = Output(folder, self.name, job.ref.fingerprint, job.label, job.pins)
         try:
-            folder = job.store.scratch(job.ref.address, job.owner)
-            out = Output(folder, self.name, job.ref.fingerprint, job.label, job.pins)
-            try:
-                made, manifest = self._make(job, out)
-            except BaseException:
-                with contextlib.suppress(Exception):  # the body's error is the one to see
-                    job.store.discard(folder, job.ref.address, job.owner)
-                raise
-            job.store.commit(manifest, folder)
-            with contextlib.suppress(Exception):  # clearing up must not fail what is published
-                for act in out.afterwards:
-                    act()
-        except BaseException as error:
-            job.tell("failed", message=f"{type(error).__name__}: {error}")
+            made, manifest = self._make(job, out)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the body's error is the one to see
+                job.store.discard(folder, job.ref.address, job.owner)
             raise
+        job.store.commit(manifest, folder)
+        with contextlib.suppress(Exception):  # clearing up must not fail what is published
+            for act in out.afterwards:
+                act()
         job.tell("computed", seconds=manifest.seconds)
         return made
 

@@ -119,7 +119,8 @@ class Store(Objects):
                     os.fsync(stream.fileno())  # or a power cut could keep the manifest and lose the data
             facts[name] = FileFact(path=f"{owner}/{name}", bytes=size, sha256=digest)
             if not self.is_local:
-                self.fs.put_file(str(path), f"{self.base}/{address}/{owner}/{name}")
+                with self._allowed(f"write {address}/{owner}/{name}"):
+                    self.fs.put_file(str(path), f"{self.base}/{address}/{owner}/{name}")
         return facts
 
     def commit(self, manifest: Manifest, folder: Path) -> bool:
@@ -194,7 +195,8 @@ class Store(Objects):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            self.fs.get_file(f"{self.base}/{path}", str(partial))
+            with self._allowed(f"read {path}"):
+                self.fs.get_file(f"{self.base}/{path}", str(partial))
             problem = self._problem(partial, fact)
             if problem is None:
                 partial.replace(file)
@@ -204,6 +206,16 @@ class Store(Objects):
             return f"missing in {self.root}"
         finally:
             partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _allowed(self, what: str) -> Iterator[None]:
+        """Says what was refused: a server's own words are `Access Denied`."""
+        try:
+            yield
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.root}: expected to be allowed to {what}, found {error}; check the keys and the bucket's policy"
+            ) from error
 
     def _evict(self) -> None:
         """Unlinks what was used longest ago until the cache fits; open and mapped files keep their contents."""
