@@ -4,16 +4,26 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Without Ceph the tests take ministack; without Chromium or Postgres they skip what needs them.
+E2E_PACKAGES := chromium postgresql ceph-common ceph-mon ceph-osd radosgw
+
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test check check-infra format lock versions clean bench bench-exactness bench-merging bench-flow
+.PHONY: demo test check check-infra format lock versions clean e2e bench bench-exactness bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
 
 test: $(VENV)/installed          ## the whole test suite
 	$(BIN)/pytest
+
+e2e: $(VENV)/installed           ## a browser, Postgres, an S3 server, workers: real processes; screenshots in build/e2e (minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,e2e]"
+	@if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(E2E_PACKAGES) > /dev/null; \
+	else echo "what is absent is skipped; on Debian: sudo apt install $(E2E_PACKAGES)"; fi
+	$(BIN)/pytest -m slow -rs --timeout 600 tests/e2e
 
 check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra
 	$(BIN)/ruff format --check .
