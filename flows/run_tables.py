@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 from tasks.artifacts import Manifest
 from tasks.planning import Planned
@@ -74,7 +75,7 @@ class Grid:
                 cell.state, cell.seconds = "computed", event.seconds
             case "failed":
                 cell.state, cell.failures = "failed", cell.failures + 1
-                cell.message = " ".join(event.message.split())[:200]
+                cell.message = shorten(event.message, 60, placeholder=" ...")  # more pushes other stages off the screen
 
     def complete(self, entries: Iterable[Planned], manifests: Mapping[str, Manifest], flow_run_id: str) -> None:
         """Adds what only the store knows: quarantined documents, and what other processes have done or left undone."""
