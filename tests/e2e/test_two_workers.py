@@ -4,15 +4,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tasks.artifacts import Runtime
-from tasks.lineage import Library
-from tasks.store import open_store
 from tests.conftest import ModelFactory
 from tests.e2e.conftest import Bucket
+from tests.e2e.contents import contents
 from tests.e2e.machine import Server, up
 from tests.e2e.processes import running
 from tests.e2e.recipes import SHARDS, tiny_recipe
@@ -44,8 +42,8 @@ def test_two_workers_make_the_bytes_of_one_process_and_nothing_twice(
         assert server.wait_for(single, 240) == "COMPLETED"
     assert {worker_of(server, run) for run in runs} == set(WORKERS)
     assert computed_by(server, runs[0]).isdisjoint(computed_by(server, runs[1]))
-    made = contents({**shared, "cache_dir": str(place / "looking")})
-    assert made == contents(alone)
+    made = contents(Runtime.model_validate({**shared, "cache_dir": str(place / "looking")}))
+    assert made == contents(Runtime.model_validate(alone))
     assert sum(address.startswith("extract/") for address in made) == 2 * SHARDS
 
 
@@ -75,12 +73,3 @@ def computed_by(server: Server, run_id: str) -> set[str]:
     """The shards of the teacher's extraction that this run computed itself."""
     states = server.task_states(run_id).items()
     return {name for name, state in states if state == "Completed" and name.startswith("extract teacher")}
-
-
-def contents(runtime: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The digest of every data file, by artifact; fingerprints are part of the addresses."""
-    library = Library.load(open_store(Runtime.model_validate(runtime)))
-    return {
-        address: {name: fact.sha256 for name, fact in manifest.files.items()}
-        for address, manifest in library.manifests.items()
-    }
