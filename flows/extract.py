@@ -4,8 +4,8 @@ from prefect import flow
 
 from flows.corpora import build_shards
 from flows.execution import executing
-from flows.fuse import extract_shards, keeper, obtain_model
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm
+from flows.stages import extract_shards, keeper, obtain_model
 from tasks.artifacts import Runtime, ScoredRef
 from tasks.step import is_planning, planning, settle
 from tasks.store import open_store

@@ -9,35 +9,24 @@ and mapping; aligning a source then begins when all its shards are counted. Call
 `tasks.step.planning()` computes nothing and lists what a run needs.
 """
 
-import uuid
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.comparison import Baseline
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.measures import measure_models
-from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
+from flows.recipe import Recipe, RecipeFile, RecipeForm
 from flows.run_page import run_page
+from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model
 from fusion_core.spec import Spec
-from tasks.align import align
-from tasks.artifacts import FusedRef, ModelRef, Ref, ReportRef, Runtime, ShardRef
-from tasks.count import count_pairs
-from tasks.download import download
-from tasks.extract import extract
-from tasks.fuse import fuse
-from tasks.lineage import RunRecord, record_run
+from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
 from tasks.report import Role, report
-from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
 from tasks.train import train
-from tasks.vocab import map_vocab
 
 
 class FusionResult(Spec):
@@ -75,19 +64,6 @@ def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any
     return result
 
 
-def keeper(name: str, recipe: Recipe, runtime: Runtime) -> Callable[[Sequence[Ref]], None]:
-    """A function that notes this run in the store, and what is kept for it; again replaces."""
-    run_id = flow_run.get_id() or uuid.uuid4().hex
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def keep(refs: Sequence[Ref]) -> None:
-        asked = recipe.model_dump(mode="json")
-        record = RunRecord(name=name, started_at=started, recipe=asked, refs=list(refs))
-        record_run(open_store(runtime), record, run_id=run_id)
-
-    return keep
-
-
 def _plan(recipe: Recipe, runtime: Runtime) -> list[Planned]:
     with planning() as planned:
         _fuse(recipe, runtime)
@@ -104,13 +80,10 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
 
     own = extract_shards(recipe, recipe.target.name, target, shards, runtime)
     aligned = [
-        _extract_and_align(recipe, source.name, model, target, own, shards, runtime)
+        align_source(recipe, source.name, model, target, own, shards, runtime)
         for source, model in zip(recipe.sources, sources, strict=True)
     ]
-    candidates = [[column[j] for column in aligned] for j in range(len(shards))]
-    pairs = zip(own, candidates, strict=True)
-    calls = [(mine, others, recipe.fusion, recipe.target_as_teacher) for mine, others in pairs]
-    fused = fuse.submit_each(calls, runtime=runtime, label="fuse")
+    fused = fuse_shards(recipe, own, aligned, runtime)
     settled = settle(fused, "shards", minimum=recipe.min_shards)
     kept = [j for j, teacher in enumerate(settled) if teacher is not None]
     texts, teachers = [shards[j] for j in kept], [settled[j] for j in kept]
@@ -131,53 +104,6 @@ def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
     return FusionResult(model=trained.result(), report=made.result())
 
 
-def obtain_model(named: NamedModel, runtime: Runtime) -> Future:
-    """The model's folder in the store: downloaded, or trained from nothing."""
-    spec = named.model
-    if not isinstance(spec, ScratchModel):
-        return download.submit(spec, runtime=runtime, label=f"download {named.name}")
-    shards = build_shards(spec.corpus, f"corpus {named.name}", runtime)
-    tokenizer = train_tokenizer.submit(shards, spec.tokenizer, runtime=runtime, label=f"train tokenizer {named.name}")
-    untrained = init_model.submit(tokenizer, spec.architecture, runtime=runtime, label=f"init {named.name}")
-    return train.submit(untrained, shards, [], spec.training, runtime=runtime, label=f"train {named.name}")
-
-
-def extract_shards(recipe: Recipe, name: str, model: Future, shards: list[ShardRef], runtime: Runtime) -> list[Future]:
-    """The model's distributions over each shard, in order."""
-    calls = [(model, shard, recipe.extraction) for shard in shards]
-    return extract.submit_each(calls, runtime=runtime, label=f"extract {name}")
-
-
-def _extract_and_align(
-    recipe: Recipe,
-    name: str,
-    model: Future,
-    target: Future,
-    own: list[Future],
-    shards: list[ShardRef],
-    runtime: Runtime,
-) -> list[Future]:
-    mapping, label = recipe.vocab_mapping, f"map vocabulary {name}"
-    if mapping.needs_counts:
-        scored = extract_shards(recipe, name, model, shards, runtime)
-        counts = _count(recipe, name, scored, own, runtime)
-        vocab_map = map_vocab.submit(model, target, mapping, counts, runtime=runtime, label=label)
-    else:
-        vocab_map = map_vocab.submit(model, target, mapping, runtime=runtime, label=label)
-        scored = extract_shards(recipe, name, model, shards, runtime)
-    calls = [(read, mine, vocab_map, recipe.alignment) for read, mine in zip(scored, own, strict=True)]
-    return align.submit_each(calls, runtime=runtime, label=f"align {name}")
-
-
-def _count(recipe: Recipe, name: str, scored: list[Future], own: list[Future], runtime: Runtime) -> list[Future]:
-    """A source's counts; where shards may fail, of those that didn't."""
-    counts = count_pairs.submit_each(zip(scored, own, strict=True), runtime=runtime, label=f"count {name}")
-    if recipe.min_shards == 1:
-        return counts
-    settled = settle(counts, "shards", minimum=recipe.min_shards)
-    return [count for count, made in zip(counts, settled, strict=True) if made is not None]
-
-
 def _train_alone(recipe: Recipe, target: Future, shards: list[ShardRef], runtime: Runtime) -> dict[str, Future]:
     """The baselines of language modelling alone, by name."""
     return {
@@ -195,9 +121,7 @@ def _train_on_itself(
     """The baselines whose teacher is the target as it was, by name."""
     trained = {}
     for baseline in _baselines(recipe, "target"):
-        teachers = fuse.submit_each(
-            [(mine, [], recipe.fusion, True) for mine in own], runtime=runtime, label=f"fuse {baseline.name}"
-        )
+        teachers = fuse_shards(recipe, own, [], runtime, target_as_teacher=True, label=f"fuse {baseline.name}")
         label = f"train {recipe.target.name} {baseline.name}"
         spec = baseline.training or recipe.training
         trained[baseline.name] = train.submit(target, shards, teachers, spec, runtime=runtime, label=label)

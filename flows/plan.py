@@ -28,6 +28,14 @@ class Plan:
 
     entries: tuple[Planned, ...]
 
+    @classmethod
+    def of(cls, entries: Iterable[Planned]) -> "Plan":
+        """The plan of what a flow asked for: of each artifact the first, many parts of a flow may ask for it."""
+        first: dict[str, Planned] = {}
+        for entry in entries:
+            first.setdefault(entry.ref.address, entry)
+        return cls(tuple(first.values()))
+
     @property
     def missing(self) -> tuple[Planned, ...]:
         """What has to be computed."""
@@ -66,15 +74,7 @@ def plan_recipe(recipe: Recipe, runtime: Runtime) -> Plan:
     """
     with planning() as entries:
         fuse_models.fn(recipe, runtime)
-    return Plan(_distinct(entries))
-
-
-def _distinct(entries: Iterable[Planned]) -> tuple[Planned, ...]:
-    """The first entry of each artifact: many parts of a flow may ask for the same one."""
-    first: dict[str, Planned] = {}
-    for entry in entries:
-        first.setdefault(entry.ref.address, entry)
-    return tuple(first.values())
+    return Plan.of(entries)
 
 
 def _count(step: str, entries: list[Planned]) -> StepCount:

@@ -189,15 +189,15 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     Values of overrides are YAML. Setting a `kind` to another one drops the fields of the old kind.
     Raises `RecipeError` with one line per wrong field.
     """
-    data = _read_yaml(source)
+    data = read_yaml(source)
+    if "recipe" in data and "target" not in data:
+        raise RecipeError(f"{source}: expected a recipe, found a study of one; llm-fuse compare {source}")
     for override in overrides:
         _override(data, override)
     try:
         return TypeAdapter(Recipe).validate_python(data)
     except ValidationError as error:
-        raise RecipeError(
-            f"{source}: " + "; ".join(_explain(e, data) for e in error.errors(include_url=False))
-        ) from None
+        raise RecipeError(f"{source}: {explain_errors(error, data)}") from None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -205,7 +205,8 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def _read_yaml(source: str) -> dict[str, Any]:
+def read_yaml(source: str) -> dict[str, Any]:  # Any: parsed YAML
+    """The mapping in a YAML file: a path, an fsspec URL, or the name of a shipped one. Raises `RecipeError`."""
     shipped = RECIPES / f"{source}.yaml"
     try:
         if "/" not in source and shipped.exists():
@@ -266,6 +267,11 @@ def _child(node: Any, key: str, path: str) -> Any:  # Any: whatever YAML holds
     if node.get(key) is None:
         node[key] = {}
     return node[key]
+
+
+def explain_errors(error: ValidationError, data: object) -> str:
+    """What is wrong with the data that a file held, field by field, on one line."""
+    return "; ".join(_explain(e, data) for e in error.errors(include_url=False))
 
 
 def _explain(error: Any, data: object) -> str:  # Any: pydantic's ErrorDetails

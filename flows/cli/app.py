@@ -52,6 +52,7 @@ for _command in (
     inspecting.inspect,
     looking.report,
     looking.init,
+    running.compare,
     running.evaluate,
     running.refresh,
     looking.lineage,

@@ -11,7 +11,7 @@ import typer
 from flows.cli.exits import FAILED
 from flows.cli.launch import runtime_of
 from flows.cli.options import JsonOption, RecipeArgument, RootOption, SetOption
-from flows.cli.results import print_json, show_comparison, show_places
+from flows.cli.results import print_json, show_places, show_report
 from tasks.artifacts import ReportRef
 
 if TYPE_CHECKING:
@@ -21,15 +21,21 @@ if TYPE_CHECKING:
 def plan(
     recipe: RecipeArgument, root: RootOption = None, overrides: SetOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show what a run would take from the store and what it would compute; computes nothing."""
+    """Show what a run, or a comparison, would take from the store and what it would compute; computes nothing."""
     from flows.cli.tables import plan_table, print_result
+    from flows.compare import plan_study
     from flows.forecast import expected_bytes
-    from flows.plan import plan_recipe
+    from flows.plan import Plan, plan_recipe
     from flows.recipe import load_recipe
+    from flows.study import is_study, load_study
 
-    loaded, runtime = load_recipe(recipe, overrides or ()), runtime_of(root)
-    found = plan_recipe(loaded, runtime)
-    expected = expected_bytes(found, loaded, runtime)
+    runtime = runtime_of(root)
+    if is_study(recipe):
+        found, expected = Plan.of(plan_study(load_study(recipe, overrides or ()), runtime)), 0
+    else:
+        loaded = load_recipe(recipe, overrides or ())
+        found = plan_recipe(loaded, runtime)
+        expected = expected_bytes(found, loaded, runtime)
     if as_json:
         steps = [asdict(row) for row in found.steps]
         missing = [{"step": e.step, "label": e.label, "ref": e.ref.address} for e in found.missing]
@@ -47,7 +53,6 @@ def report(
 ) -> None:
     """Show the comparison of a run, and where its HTML report lies."""
     from tasks.lineage import runs
-    from tasks.report import read_comparison
     from tasks.store import open_store
 
     runtime = runtime_of(root)
@@ -58,7 +63,7 @@ def report(
         raise ValueError(
             f"run {record.name}: expected a run that evaluates, found one that only trains; add evaluation to it"
         )
-    show_comparison(read_comparison(store, reports[0]), as_json)
+    show_report(reports[0], store, as_json)
     show_places(record.refs, store, as_json)
 
 

@@ -22,6 +22,22 @@ def show_comparison(comparison: "Comparison", as_json: bool) -> None:
         print_result(comparison_table(comparison))
 
 
+def show_report(ref: ReportRef, store: "Store", as_json: bool) -> None:
+    """Prints a report's table: one of a run, or one of a study."""
+    from flows.cli.arms import arms_table
+    from flows.cli.tables import print_result
+    from tasks.report import read_comparison
+    from tasks.report.arms import read_table
+    from tasks.report.study import tabulate
+
+    if ref.step != tabulate.name:
+        show_comparison(read_comparison(store, ref), as_json)
+    elif as_json:
+        print_json({"event": "comparison", **read_table(store, ref).model_dump(mode="json")})
+    else:
+        print_result(arms_table(read_table(store, ref)))
+
+
 def show_places(refs: Iterable[Ref], store: "Store", as_json: bool) -> None:
     """Prints where models and reports lie: as files where the store is a disk, else below its root."""
     for ref in refs:

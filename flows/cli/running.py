@@ -1,4 +1,4 @@
-"""Commands that compute: run, demo, refresh, evaluate."""
+"""Commands that compute: run, demo, refresh, compare, evaluate."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import typer
 
 from flows.cli.launch import launch, runtime_of
 from flows.cli.options import DeviceOption, JsonOption, RecipeArgument, RootOption, SetOption, WorkersOption
-from flows.cli.results import print_json, show_comparison, show_places
+from flows.cli.results import print_json, show_comparison, show_places, show_report
 from tasks.artifacts import Runtime
 
 if TYPE_CHECKING:
@@ -72,6 +72,32 @@ def refresh(
         if (manifest := store.manifest(entry.ref)) is not None:
             store.withdraw(manifest)
     _fuse(loaded, runtime, as_json)
+
+
+def compare(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, a URL, or the name of a shipped study.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="ARM", help="Only this one, with what it needs and CLM only. Repeatable."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Only the first so many seeds.")] = None,
+    root: RootOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = None,
+    max_workers: WorkersOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare variants of a recipe with each other, with controls and with training alone; resumable like a run."""
+    from flows.compare import compare as compare_flow
+    from flows.study import load_study
+    from tasks.store import open_store
+
+    runtime = runtime_of(root, device, max_workers)
+    wanted = load_study(study, overrides or ()).narrow(only or (), seeds)
+    made = _watched(as_json, compare_flow, wanted, runtime=runtime)
+    store = open_store(runtime)
+    show_report(made, store, as_json)
+    show_places([made], store, as_json)
 
 
 def evaluate(

@@ -26,7 +26,7 @@ def print_result(renderable: RenderableType) -> None:
 
 def plan_table(plan: "Plan", expected: int) -> RenderableType:
     """Per step how many artifacts are there and how many are missing, and what can't be counted yet."""
-    table = _table("step", "cached", "to compute", "on disk")
+    table = make_table("step", "cached", "to compute", "on disk")
     for row in plan.steps:
         table.add_row(row.step, str(row.cached), _highlighted(row.to_compute), show_bytes(row.cached_bytes))
     table.add_section()
@@ -41,10 +41,10 @@ def plan_table(plan: "Plan", expected: int) -> RenderableType:
 def comparison_table(comparison: "Comparison") -> RenderableType:
     """Bits per byte of every model, then what the fused one gained on each of its rivals."""
     domains = [domain.name for domain in comparison.domains]
-    table = _table("bits per byte", "", *domains, "mean", "95 % interval", text_columns=2)
+    table = make_table("bits per byte", "", *domains, "mean", "95 % interval", text_columns=2)
     best = {i: min(s.domains[i].estimate for s in comparison.standings) for i in range(len(domains))}
     for standing in comparison.standings:
-        cells = [_score(d.estimate, best[i]) for i, d in enumerate(standing.domains)]
+        cells = [score_cell(d.estimate, best[i]) for i, d in enumerate(standing.domains)]
         mean = Text(f"{standing.mean.estimate:.3f}", style="bold")
         style = "bold" if standing.role == "fused" else ""
         table.add_row(
@@ -54,10 +54,10 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
     if not comparison.differences:
         return Group(table, *conduct)
     name = comparison.fused.name
-    gains = _table(f"{name} against", *domains, "mean", "95 % interval")
+    gains = make_table(f"{name} against", *domains, "mean", "95 % interval")
     for difference in comparison.differences:
         cells = [Text(_percent(d.estimate)) for d in difference.domains]
-        mean = Text(_percent(difference.mean.estimate), style=_verdict_style(difference.mean))
+        mean = percent_cell(difference.mean)
         low, high = _percent(difference.mean.low), _percent(difference.mean.high)
         gains.add_row(difference.rival, *cells, mean, f"{low} .. {high}")
     return Group(table, Text(), gains, Text(f"below zero: {name} needs fewer bits", style="dim"), *conduct)
@@ -72,7 +72,7 @@ def _conduct(comparison: "Comparison") -> list[RenderableType]:
     tasks = [f"{score.task} ({score.metric})" for score in first.scores]
     sure = ["calibration error"] if any(s.calibration_error is not None for s in comparison.standings) else []
     if tasks or sure:
-        table = _table("measure", *sure, *tasks)
+        table = make_table("measure", *sure, *tasks)
         for s in comparison.standings:
             error = "–" if s.calibration_error is None else f"{s.calibration_error:.4f}"
             scores = [f"{score.value:.3f} ({_between(score.interval)})" for score in s.scores]
@@ -86,7 +86,7 @@ def _conduct(comparison: "Comparison") -> list[RenderableType]:
 
 def garbage_table(garbage: "list[Garbage]", *, deleted: bool) -> RenderableType:
     """What may go or went, by path, and how much it is."""
-    table = _table("kind", "path", "bytes", text_columns=2)
+    table = make_table("kind", "path", "bytes", text_columns=2)
     for item in garbage:
         table.add_row(item.kind, item.path, show_bytes(item.bytes))
     total = f"{len(garbage)} things, {show_bytes(sum(item.bytes for item in garbage))}"
@@ -104,7 +104,8 @@ def show_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def _table(first: str, *others: str, text_columns: int = 1) -> Table:
+def make_table(first: str, *others: str, text_columns: int = 1) -> Table:
+    """An empty table without lines; the columns after the first `text_columns` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
     for number, name in enumerate((first, *others)):
         table.add_column(name, justify="left" if number < text_columns else "right", no_wrap=True)
@@ -120,7 +121,8 @@ def _role(role: str, name: str) -> Text:
     return Text("" if shown == name else shown, style="dim")
 
 
-def _score(value: float, best: float) -> Text:
+def score_cell(value: float, best: float) -> Text:
+    """Bits per byte; the best is green."""
     return Text(f"{value:.3f}", style="green" if value == best else "")
 
 
@@ -132,14 +134,16 @@ def _percent(share: float) -> str:
     return f"{100 * share:+.1f} %"
 
 
-def _verdict_style(interval: "Interval") -> str:
-    return "green" if interval.high < 0 else "red" if interval.low > 0 else ""
+def percent_cell(difference: "Interval") -> Text:
+    """A relative difference: green where it is certainly fewer bits, red where it is certainly more."""
+    style = "green" if difference.high < 0 else "red" if difference.low > 0 else ""
+    return Text(_percent(difference.estimate), style=style)
 
 
 def inspection_tables(found: "Inspection") -> RenderableType:
     """Where the rows of each source meet the target's, what a sample showed, what a run takes, and the verdicts."""
     kinds = list(dict.fromkeys(kind for pair in found.pairs.values() for kind in pair.kinds))
-    rows = _table(f"rows of {found.target} met by", "common", "inside", "absent", *kinds, "shared", "multi-piece")
+    rows = make_table(f"rows of {found.target} met by", "common", "inside", "absent", *kinds, "shared", "multi-piece")
     for name, pair in found.pairs.items():
         every = pair.rows
         met = [f"{pair.kinds[kind].common_share:.2f}" if kind in pair.kinds else "-" for kind in kinds]
@@ -162,7 +166,7 @@ _VERDICTS = {"fuse": "green", "fuse with a warning": "yellow", "leave out": "red
 
 def _score_table(scores: "ScoreFindings") -> RenderableType:
     domains = list(dict.fromkeys(domain for model in scores.models.values() for domain in model.bits_per_byte))
-    table = _table("bits per byte", *domains, "kept", "label kept", "truncation")
+    table = make_table("bits per byte", *domains, "kept", "label kept", "truncation")
     for name, model in scores.models.items():
         bits = [f"{model.bits_per_byte[domain]:.3f}" if domain in model.bits_per_byte else "-" for domain in domains]
         lost = "none" if model.truncation_bits is None else f"{model.truncation_bits:.3f}"

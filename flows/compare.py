@@ -1,0 +1,188 @@
+"""`compare`: one recipe, what is varied of it, and what it must be better than, in one table.
+
+    recipe --+--> fused ------------+
+             +--> each variant -----+--> train, once per seed --+--> evaluate --> tabulate
+             +--> controls ---------+    merge -----------------+
+    sources, target as they are, several read as one -----------+
+
+Arms share what they have in common: texts, models, extraction and alignment are looked up in the store, so a variant
+costs what it changes, mostly one training. Run again, only what is missing is computed; a part of the arms makes a
+table of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from prefect import flow
+from prefect.states import Failed
+
+from flows.corpora import build_shards
+from flows.execution import executing
+from flows.recipe import Recipe
+from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model
+from flows.study import MAIN, RIVAL, Arm, Merging, Study
+from fusion_core.controls import Control, Shuffled, Uniform, Unigram
+from fusion_core.ensembles import Weighting
+from tasks.artifacts import ReportRef, Runtime, ShardRef
+from tasks.control import control_teacher
+from tasks.ensemble import EnsembleSpec, evaluate_ensemble
+from tasks.evaluate import evaluate
+from tasks.merge import merge
+from tasks.report.arms import SOURCES, ArmRun, Kind
+from tasks.report.arms import Arm as MeasuredArm
+from tasks.report.study import tabulate
+from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
+from tasks.store import open_store
+from tasks.train import train
+
+_CONTROLS: dict[str, Control] = {"shuffled": Shuffled(), "unigram": Unigram(), "uniform": Uniform()}
+_UNTRAINED, _TOGETHER = "Target before", "Sources read as one"
+Runs = dict[int | None, Future]
+"""An arm's models by seed; None where nothing was trained."""
+
+
+@flow(name="compare", flow_run_name="{study.name}")
+def compare(study: Study, runtime: Runtime = Runtime()) -> Any:  # Any: ReportRef, or a failed state
+    """Trains and measures every arm of a study. Every step is cached: run again, only what is missing is computed.
+
+    Args:
+        study: A recipe, its variants, the seeds.
+        runtime: Where and how it is computed; changes no result.
+    """
+    if is_planning():
+        return _compare(study, runtime)
+    open_store(runtime).probe()
+    keep = keeper(study.name, study, runtime)
+    keep([entry.ref for entry in plan_study(study, runtime)])
+    try:
+        with executing(runtime):
+            made = _compare(study, runtime)
+    except ShardsFailed as failure:
+        return Failed(message=str(failure), data=failure)
+    keep([made])
+    return made
+
+
+def plan_study(study: Study, runtime: Runtime) -> list[Planned]:
+    """What a study needs, as far as it is known, with repetitions; computes nothing."""
+    with planning() as planned:
+        _compare(study, runtime)
+    return planned
+
+
+def _compare(study: Study, runtime: Runtime) -> ReportRef:
+    base, (arms, mergings) = study.base, study.plan_arms()
+    models: dict[str, Runs] = {m.name: {None: obtain_model(m, runtime)} for m in (base.target, *base.sources)}
+    for arm in arms:  # one after the other: what a former one made, a later one finds
+        models[arm.variant.name] = train_arm(arm, runtime)
+    for merging in mergings:
+        parts = [models[name] for name in merging.models]
+        models[merging.name] = _merge(merging, parts, models[base.target.name][None], runtime)
+    settle([model for runs in models.values() for model in runs.values()], "models")
+
+    assert base.evaluation is not None
+    text, reading = build_shards(base.evaluation.corpus, "corpus held-out", runtime), base.evaluation.spec
+
+    def measure(name: str, group: str, kind: Kind) -> _Line:
+        costs = {
+            seed: evaluate.submit(model, text, reading, runtime=runtime, label=f"evaluate {_label(name, seed)}")
+            for seed, model in models[name].items()
+        }
+        return _Line(name, group, kind, models[name], costs)
+
+    lines = [measure(source.name, SOURCES, "read") for source in base.sources]
+    lines += _read_together(base, models, text, runtime)
+    lines.append(measure(base.target.name, _UNTRAINED, "read"))
+    lines += [measure(arm.variant.name, arm.variant.question, "trained") for arm in arms]
+    lines += [measure(merging.name, merging.question, "merged") for merging in mergings]
+    settle([cost for line in lines for cost in line.costs.values()], "evaluations")
+    table, asked = [line.settled() for line in lines], study.model_dump(mode="json", exclude={"only"})
+    made = tabulate.submit(study.name, table, MAIN, RIVAL, asked, runtime=runtime, label="tabulate")
+    ref: ReportRef = made.result()
+    return ref
+
+
+def train_arm(arm: Arm, runtime: Runtime) -> Runs:
+    """The target trained as the arm says, by seed; its teacher is there when this returns, the trainings are not."""
+    recipe, name = arm.recipe, arm.variant.name
+    target = obtain_model(recipe.target, runtime)
+    shards = build_shards(recipe.corpus, "corpus", runtime)
+    teachers, spec = [], recipe.training.without_teacher()
+    if arm.variant.teacher != "none":
+        teachers = settle(_teach(arm, target, shards, runtime), f"shards of {name}")
+        spec = recipe.training
+    runs: Runs = {}
+    for seed in arm.seeds:
+        at_seed, label = spec.model_copy(update={"seed": seed}), f"train {recipe.target.name} {_label(name, seed)}"
+        runs[seed] = train.submit(target, shards, teachers, at_seed, runtime=runtime, label=label)
+    return runs
+
+
+def _teach(arm: Arm, target: Future, shards: list[ShardRef], runtime: Runtime) -> list[Future]:
+    """The arm's teacher of each shard."""
+    recipe, name = arm.recipe, arm.variant.name
+    own = extract_shards(recipe, recipe.target.name, target, shards, runtime)
+    if arm.variant.teacher == "target":
+        return fuse_shards(recipe, own, [], runtime, target_as_teacher=True, label=f"fuse {name}")
+    aligned = [
+        align_source(recipe, source.name, obtain_model(source, runtime), target, own, shards, runtime)
+        for source in recipe.sources
+    ]
+    fused = fuse_shards(recipe, own, aligned, runtime, label=f"fuse {name}")
+    control = _CONTROLS.get(arm.variant.teacher)
+    if control is None:
+        return fused
+    calls = [(mine, teacher, control) for mine, teacher in zip(own, fused, strict=True)]
+    return control_teacher.submit_each(calls, runtime=runtime, label=f"control {name}")
+
+
+def _merge(merging: Merging, parts: Sequence[Runs], target: Future, runtime: Runtime) -> Runs:
+    """The merged models, one per seed that all parts have; parts that were not trained go with every seed."""
+    trained = [runs for runs in parts if None not in runs]
+    seeds = list(min(trained, key=len)) if trained else [None]
+    base = target if merging.strategy.needs_base else None
+    merged: Runs = {}
+    for seed in seeds:
+        chosen = [runs[None] if None in runs else runs[seed] for runs in parts]
+        label = f"merge {_label(merging.name, seed)}"
+        merged[seed] = merge.submit(chosen, base, merging.strategy, runtime=runtime, label=label)
+    return merged
+
+
+def _read_together(base: Recipe, models: Mapping[str, Runs], text: list[ShardRef], runtime: Runtime) -> list["_Line"]:
+    """The sources read as one, with equal weights and with those that a document's beginning earned them."""
+    assert base.evaluation is not None
+    if len(base.sources) < 2:
+        return []
+    together = [models[source.name][None] for source in base.sources]
+    lines = []
+    for weighting in get_args(Weighting):
+        spec = EnsembleSpec(weighting=weighting, dtype=base.evaluation.spec.dtype)
+        name = f"sources together, {weighting} weights"
+        cost = evaluate_ensemble.submit(together, text, spec, runtime=runtime, label=f"evaluate {name}")
+        lines.append(_Line(name, _TOGETHER, "read", {None: None}, {None: cost}))
+    return lines
+
+
+@dataclass(frozen=True)
+class _Line:
+    """An arm under way: its models and what they paid, by seed. A model is None where several were read as one."""
+
+    name: str
+    group: str
+    kind: Kind
+    models: Mapping[int | None, Future | None]
+    costs: Mapping[int | None, Future]
+
+    def settled(self) -> MeasuredArm:
+        """The line as the table takes it."""
+        runs = [
+            ArmRun(seed=seed, model=None if model is None else model.result(), evaluation=self.costs[seed].result())
+            for seed, model in self.models.items()
+        ]
+        return MeasuredArm(name=self.name, group=self.group, kind=self.kind, runs=tuple(runs))
+
+
+def _label(name: str, seed: int | None) -> str:
+    return name if seed is None else f"{name}, seed {seed}"
