@@ -7,7 +7,7 @@
 
 Arms share what they have in common: texts, models, extraction and alignment are looked up in the store, so a variant
 costs what it changes, mostly one training. Run again, only what is missing is computed; a part of the arms makes a
-table of its own.
+table of its own. Every shard must succeed, whatever `min_shards` says: arms are compared on equal data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,8 +139,8 @@ def _teach(arm: Arm, target: Future, shards: list[ShardRef], runtime: Runtime) -
 
 def _merge(merging: Merging, parts: Sequence[Runs], target: Future, runtime: Runtime) -> Runs:
     """The merged models, one per seed that all parts have; parts that were not trained go with every seed."""
-    trained = [runs for runs in parts if None not in runs]
-    seeds = list(min(trained, key=len)) if trained else [None]
+    trained = [list(runs) for runs in parts if None not in runs]
+    seeds: list[int | None] = min(trained, key=len) if trained else [None]
     base = target if merging.strategy.needs_base else None
     merged: Runs = {}
     for seed in seeds:

@@ -7,7 +7,7 @@ percentile intervals over resampled documents, paired where two arms are compare
 what another text would change. What another seed would change is told beside them, by the seeds themselves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class ArmResult(Spec):
     """One line of the table. `by_seed`: the mean bits per byte of each seed.
 
     recovered: of the gap between the rival and the best source, domain by domain, the share that the arm closes;
-    the last is the mean of those. Empty where there are no sources or nothing was trained.
+    the last is the mean of those. Empty where nothing was trained, or no source is better than the rival in a domain.
     """
 
     name: str
@@ -173,7 +173,7 @@ def read_table(store: Store, ref: ReportRef) -> ArmTable:
     return ArmTable.model_validate_json((store.fetch(ref, [TABLE]) / TABLE).read_bytes())
 
 
-def _average(runs: "Sequence[Costs] | Any") -> Costs:  # Any: a view of a dictionary's values
+def _average(runs: Iterable[Costs]) -> Costs:
     """The mean over seeds of what each document cost."""
     listed = list(runs)
     return replace(listed[0], nats=np.mean([costs.nats for costs in listed], axis=0))

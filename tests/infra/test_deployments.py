@@ -16,6 +16,7 @@ QUICKSTART = load_recipe("quickstart")
 EXAMPLES: dict[str, Any] = {  # what a person fills in
     "recipe": QUICKSTART.model_dump(mode="json"),
     "source": "prose-llama",
+    "study": {"recipe": "quickstart", "seeds": [0, 1]},
     "model": {"name": "m", "model": {"kind": "hub", "id": "owner/name"}},
     "corpus": QUICKSTART.corpus.model_dump(mode="json"),
 }
