@@ -19,4 +19,5 @@ Where the method lives, in the order of Wan et al., "Knowledge Fusion of Large L
 | the original, number for number | `reference` | `Objective`, `collate_targets`, `extract`, `pack`, `split_long_text` |
 | merging weights of one architecture | `merging` | `Linear`, `Slerp`, `TaskArithmetic`, `Ties`, `Dare`, `Sce` |
 | what is measured | `metrics` | `bits_per_byte`, `paired_bootstrap` |
+| what it is measured against | `controls`, `ensembles` | `Shuffled`, `Uniform`, `Unigram`, `ensemble_nats` |
 """
