@@ -14,7 +14,7 @@ from pydantic import Field
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.forecast import row_bytes, text_bytes
-from flows.fuse import extract_shards, obtain_model
+from flows.stages import extract_shards, obtain_model
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
 from fusion_core.spec import Spec
 from tasks.artifacts import InspectionRef, Runtime, ShardRef, TokenizerRef

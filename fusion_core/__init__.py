@@ -13,6 +13,7 @@ Where the method lives, in the order of Wan et al., "Knowledge Fusion of Large L
 | the same, from what a corpus shows | `alignment`, `pair_counts` | `tally_pairs`, `sum_counts`, `PairCounts` |
 | token alignment, over positions | `alignment` | `ByteBoundary`, `MinEditDTW`, `ExactDTW`, `Pair` |
 | their kernels: edit distance, time warping | `edit_distance`, `nearest_string`, `dtw` | `find_nearest`, `warp` |
+| how kernels are compiled | `compilation` | `compiled` |
 | fusion strategies: many teachers into one | `fusion`, `candidates` | `MinCE`, `AvgCE`, `StaticWeights`, `Strategy` |
 | what a text cost each of them | `costs` | `sequence_costs`, `block_costs`, `token_costs` |
 | objective: CLM and divergence | `losses`, `divergences`, `objective` | `fusion_loss`, `SoftCrossEntropy` |

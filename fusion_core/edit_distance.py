@@ -8,32 +8,19 @@ Kernels are compiled by numba on first use and read from its cache on disk from 
 lock and write only to what they are given or make themselves, so threads may run them side by side.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from fusion_core.compilation import compiled
 
 Codes = NDArray[np.int32]
 Places = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 WORD_BITS = 64
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function as machine code that runs without the interpreter's lock, cached on disk.
-
-    The cache is renewed when the function's own file changes, not when that of a kernel it calls does: whoever changes
-    such a kernel deletes its callers' `.nbi` in `__pycache__`. Tests have a cache of their own per state of all kernels.
-    """
-    plain = inspect.unwrap(function)  # a checker of annotations may have wrapped it, which numba can't compile
-    return cast(Callable[P, R], numba.njit(nogil=True, cache=True)(plain))
 
 
 class Strings(NamedTuple):

@@ -22,6 +22,8 @@ from tasks.store import open_store
 from tasks.weights import MAX_FILE_BYTES, StoredTensor, open_weights, write_weights
 
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+_GEOMETRY = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation")
+"""What weights of equal shapes can be used differently by."""
 
 
 @step(version=1)
@@ -62,6 +64,12 @@ def check_alike(folders: list[Path], names: list[str]) -> None:
                 f"{name}: expected a {configs[0].model_type} model as {names[0]} is, found {config.model_type}; "
                 "models of different architectures are fused, not merged"
             )
+        for field in _GEOMETRY:
+            if getattr(config, field, None) != getattr(configs[0], field, None):
+                raise ValueError(
+                    f"{name}: expected {field} {getattr(configs[0], field, None)} as {names[0]} has, found "
+                    f"{getattr(config, field, None)}; models that use equal weights differently are fused, not merged"
+                )
         if vocab_rows(config) != vocab_rows(configs[0]):
             raise ValueError(
                 f"{name}: expected a vocabulary of {vocab_rows(configs[0])} as {names[0]} has, found "

@@ -26,7 +26,7 @@ from fusion_core.distributions.kernels import (
     trim,
     write_row,
 )
-from fusion_core.edit_distance import compiled
+from fusion_core.compilation import compiled
 from fusion_core.types import TokenDist
 
 

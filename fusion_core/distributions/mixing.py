@@ -18,7 +18,7 @@ from fusion_core.distributions.kernels import (
     write_row,
 )
 from fusion_core.distributions.rows import concatenate, shared_vocab_size
-from fusion_core.edit_distance import compiled
+from fusion_core.compilation import compiled
 from fusion_core.types import TokenDist
 
 

@@ -22,6 +22,7 @@ from fusion_core.spec import Spec
 from fusion_core.types import TokenDist
 
 NO_LABEL = -1
+_CPU_CHUNK_ELEMENTS = 2**22  # what stays near the core's caches through the passes over a chunk
 
 
 class _Mode(Spec, ABC):
@@ -205,7 +206,8 @@ def reduce_logits(
     _check_reducible(labels, row_keys, rows, columns)
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"expected chunks of at least 1 row, found {chunk_rows}; or pass none")
-    chunk_rows = chunk_rows or max(1, mode.chunk_elements // columns)
+    elements = mode.chunk_elements if logits.is_cuda else min(mode.chunk_elements, _CPU_CHUNK_ELEMENTS)
+    chunk_rows = chunk_rows or max(1, elements // columns)
     row_keys = torch.arange(rows, device=logits.device) if row_keys is None else row_keys
     dists, nlls = [], []
     for start in range(0, max(rows, 1), chunk_rows):

@@ -263,3 +263,12 @@ def test_other_settings_of_one_architecture_are_recorded(tiny_llama: ModelFactor
     configure(two, rms_norm_eps=1e-5)
     refs = [download.fn(LocalModel(path=str(folder)), runtime=runtime) for folder in (one, two)]
     assert facts_of(merge.fn(refs, None, Linear(), runtime=runtime), runtime)["config_differs"] == ["rms_norm_eps"]
+
+
+def test_models_that_use_equal_weights_differently_are_refused(tiny_llama: ModelFactory) -> None:
+    folder, other = tiny_llama(seed=1), tiny_llama(seed=2)
+    configure(other, hidden_act="gelu")
+    with pytest.raises(
+        ValueError, match="b: expected hidden_act silu as a has, found gelu; models that use equal weights"
+    ):
+        check_alike([folder, other], ["a", "b"])
