@@ -1,14 +1,14 @@
 """The recipe: a whole fusion run as one closed model, read from YAML, shown as a form in the Prefect UI."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-import fsspec
 import yaml
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from flows.comparison import Comparison
+from flows.recipe_files import RecipeError, explain_errors, read_yaml, set_field
 from flows.reference import choose_reference
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
 from fusion_core.distributions import Sampled
@@ -22,12 +22,6 @@ from tasks.extract import ExtractionSpec
 from tasks.models import HubModel, LocalModel
 from tasks.scratch import ArchitectureSpec, TokenizerSpec
 from tasks.training.spec import TrainingSpec
-
-RECIPES = Path(__file__).parent / "recipes"
-
-
-class RecipeError(ValueError):
-    """A recipe that can't be used; one line per field, for users."""
 
 
 class ScratchModel(Spec):
@@ -193,7 +187,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     if "recipe" in data and "target" not in data:
         raise RecipeError(f"{source}: expected a recipe, found a study of one; llm-fuse compare {source}")
     for override in overrides:
-        _override(data, override)
+        set_field(data, override)
     try:
         return TypeAdapter(Recipe).validate_python(data)
     except ValidationError as error:
@@ -203,110 +197,3 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 def to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def read_yaml(source: str) -> dict[str, Any]:  # Any: parsed YAML
-    """The mapping in a YAML file: a path, an fsspec URL, or the name of a shipped one. Raises `RecipeError`."""
-    shipped = RECIPES / f"{source}.yaml"
-    try:
-        if "/" not in source and shipped.exists():
-            text = shipped.read_text(encoding="utf-8")
-        else:
-            with fsspec.open(source, "r", encoding="utf-8") as stream:
-                text = stream.read()
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-        raise RecipeError(f"recipe {source!r}: expected a YAML file or one of {known}; found no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {source!r}: expected a readable UTF-8 file, found {error}") from None
-    try:
-        data = _unshare(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: expected YAML, found {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{source}: expected a mapping of fields, found {type(data).__name__}; see `llm-fuse init`")
-    return data
-
-
-def _unshare(value: Any) -> Any:  # Any: parsed YAML
-    """A copy in which what YAML's anchors shared stands apart: an override must reach the one place that it names."""
-    if isinstance(value, dict):
-        return {key: _unshare(item) for key, item in value.items()}
-    return [_unshare(item) for item in value] if isinstance(value, list) else value
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    path, found, text = override.partition("=")
-    if not found:
-        raise RecipeError(f"--set {override}: expected key.path=value, found no '='")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {path}: expected a YAML value, found {text!r}") from None
-    *parents, last = path.split(".")
-    node: Any = data  # Any: whatever YAML holds
-    for key in parents:
-        node = _child(node, key, path)
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-        return
-    if not isinstance(node, dict):
-        raise RecipeError(f"--set {path}: expected fields to set, found none at {last!r}; check the path")
-    if last == "kind" and node.get("kind") != value:
-        node.clear()
-    node[last] = value
-
-
-def _child(node: Any, key: str, path: str) -> Any:  # Any: whatever YAML holds
-    """What lies under a key or the number of a list's item; an empty mapping where there was nothing."""
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-        return node[int(key)]
-    if not isinstance(node, dict):
-        found = f"a list of {len(node)} (from 0 on)" if isinstance(node, list) else _short(node)
-        raise RecipeError(f"--set {path}: expected something that {key!r} is part of, found {found}; check the path")
-    if node.get(key) is None:
-        node[key] = {}
-    return node[key]
-
-
-def explain_errors(error: ValidationError, data: object) -> str:
-    """What is wrong with the data that a file held, field by field, on one line."""
-    return "; ".join(_explain(e, data) for e in error.errors(include_url=False))
-
-
-def _explain(error: Any, data: object) -> str:  # Any: pydantic's ErrorDetails
-    where, context = _path_of(error["loc"], data) or "recipe", error.get("ctx", {})
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{where}: unknown key; remove it or check its spelling"
-        case "missing":
-            return f"{where}: missing; it has no default"
-        case "union_tag_invalid":
-            return f"{where}.kind: expected one of {context['expected_tags']}, found {context['tag']!r}"
-        case "union_tag_not_found" | "model_attributes_type":
-            return f"{where}: expected a mapping with a kind, found {_short(error['input'])}"
-        case "too_short":
-            return f"{where}: expected at least {context['min_length']}, found {context['actual_length']}"
-        case "value_error":
-            return f"{where}: {context['error']}"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, found {_short(error['input'])}"
-
-
-def _path_of(location: Sequence[str | int], data: Any) -> str:  # Any: whatever YAML holds
-    """The path as `--set` takes it: pydantic also names the kind of each union on the way, which the file doesn't."""
-    path, in_union = [], False
-    for part in location:
-        in_union = not in_union and isinstance(data, dict) and "kind" in data and part not in data
-        if in_union:
-            continue
-        path.append(str(part))
-        if isinstance(data, dict):
-            data = data.get(str(part))
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-    return ".".join(path)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

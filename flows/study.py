@@ -17,7 +17,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from flows.recipe import NamedModel, Recipe, RecipeError, explain_errors, load_recipe, read_yaml
+from flows.recipe import NamedModel, Recipe, load_recipe
+from flows.recipe_files import RecipeError, explain_errors, read_yaml
 from fusion_core.merging import MergeStrategy, Sce
 from fusion_core.spec import Spec
 from tasks.report.arms import CONTROLS

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from flows.evaluation import Candidate
-from flows.recipe import RECIPES, load_recipe
+from flows.recipe import load_recipe
+from flows.recipe_files import RECIPES
 from flows.starter import distinct_names, documents_of, model_of
 from tasks.artifacts import ModelRef, Runtime
 from tasks.benchmarks import SUITE_NAMES, CodeProblems, LocalTask, NamedTask, Suite, TaskChoice

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import RECIPES, Recipe, RecipeError, load_recipe, to_yaml
+from flows.recipe import Recipe, load_recipe, to_yaml
+from flows.recipe_files import RECIPES, RecipeError
 from flows.study import is_study
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml") if not is_study(path.stem))

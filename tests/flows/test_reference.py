@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.recipe import Recipe, RecipeError, load_recipe, to_yaml
+from flows.recipe import Recipe, load_recipe, to_yaml
+from flows.recipe_files import RecipeError
 from fusion_core.alignment import ByteBoundary, MinEditDTW
 from fusion_core.distributions import TopK
 from tasks.extract import ExtractionSpec

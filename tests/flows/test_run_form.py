@@ -12,7 +12,8 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.fuse import fuse_models
 from flows.plan import plan_recipe
-from flows.recipe import Recipe, RecipeError, RecipeFile, load_recipe
+from flows.recipe import Recipe, RecipeFile, load_recipe
+from flows.recipe_files import RecipeError
 from flows.serving.form import form_schema
 from tasks.artifacts import Runtime
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.recipe import RecipeError, load_recipe
+from flows.recipe import load_recipe
+from flows.recipe_files import RecipeError
 from flows.study import MAIN, MERGED, RIVAL, Study, is_study, load_study
 from tasks.report.arms import CONTROLS
 
