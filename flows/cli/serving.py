@@ -42,7 +42,7 @@ def up(
 
     server = Server((home or default_home()).expanduser().absolute(), host, port, postgres)
     place, pools, slots = runtime_of(root).root, _pools_of(workers), gpu_slots or _count_gpus()
-    if server.is_exposed and AUTH_VARIABLE not in os.environ:
+    if server.is_exposed and not os.environ.get(AUTH_VARIABLE):
         _say(
             f"warning: whoever reaches {host}:{port} can start runs here; set {AUTH_VARIABLE}=user:password "
             "(and PREFECT_API_AUTH_STRING for clients) to ask for a password"
@@ -52,7 +52,7 @@ def up(
         print(f"server   {server.url}\nstore    {place}\nworkers  {', '.join(pools) or 'none'}")
         print(f"logs     {server.home / 'logs'}\n")
         print(f"Open {server.url}/deployments and run `quickstart`. From a terminal:")
-        asks = "PREFECT_API_AUTH_STRING=... " if AUTH_VARIABLE in os.environ else ""
+        asks = "PREFECT_API_AUTH_STRING=... " if os.environ.get(AUTH_VARIABLE) else ""
         print(f"  PREFECT_API_URL={server.url}/api {asks}llm-fuse run quickstart --root {place}")
         print("Ctrl-C stops all of it.", flush=True)
 

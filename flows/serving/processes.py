@@ -48,12 +48,15 @@ class Family:
             self._watchdog.stdin.close()
             self._watchdog.wait()
 
-    def start(self, name: str, command: Sequence[str]) -> None:
-        """Starts a child; its output goes to `log(name)`, where that of an earlier one of the name makes way."""
+    def start(self, name: str, command: Sequence[str], secrets: Mapping[str, str] | None = None) -> None:
+        """Starts a child; its output goes to `log(name)`, where that of an earlier one of the name makes way.
+
+        secrets: what this child alone has in its environment.
+        """
         with self._fresh_log(name) as stream:
             self._children[name] = subprocess.Popen(
                 command,
-                env=self._environment,
+                env={**self._environment, **(secrets or {})},
                 cwd=self.logs.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

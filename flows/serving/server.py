@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from flows.cli.launch import ROOT_VARIABLE
 
 AUTH_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
+POSTGRES_VARIABLE = "LLM_FUSE_POSTGRES"
 
 
 class AlreadyUp(Exception):
@@ -67,11 +68,14 @@ class Server:
         }
         if self.is_exposed:
             kept["PREFECT_UI_API_URL"] = "/api"  # a browser elsewhere has another name for this machine
-        if AUTH_VARIABLE in kept:
+        if kept.get(AUTH_VARIABLE):
             kept["PREFECT_API_AUTH_STRING"] = kept[AUTH_VARIABLE]
-        if self.postgres is not None:
-            kept["PREFECT_API_DATABASE_CONNECTION_URL"] = _for_asyncpg(self.postgres)
+        kept.pop(POSTGRES_VARIABLE, None)
         return kept
+
+    def secrets(self) -> dict[str, str]:
+        """What the server alone has besides: a run, which reads what its recipe says, has no use for the database."""
+        return {} if self.postgres is None else {"PREFECT_API_DATABASE_CONNECTION_URL": _for_asyncpg(self.postgres)}
 
     def check(self) -> None:
         """Raises `ValueError`, naming the way out, for what would stop the server from starting."""

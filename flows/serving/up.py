@@ -36,7 +36,7 @@ def serve(
     """
     register = [sys.executable, "-m", "flows.serving.register", "--root", root, "--gpu-slots", str(gpu_slots)]
     with _told_to_stop() as told, Family(server.environment(root, os.environ), server.home / "logs") as family:
-        family.start("server", server.command)
+        family.start("server", server.command, server.secrets())
         family.start("register", [*register, "--wait", str(START_SECONDS)])  # imports while the server starts
         if not _started(family, told):
             return
@@ -93,7 +93,8 @@ def _worker_command(pool: str) -> list[str]:
 def _told_to_stop() -> Iterator[threading.Event]:
     told = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: told.set()) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup: not by SIGHUP
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in heard}
     try:
         yield told
     finally:

@@ -90,6 +90,15 @@ def test_output_goes_to_a_log_and_the_last_one_is_kept(tmp_path: Path) -> None:
         assert family.log("speaker").with_suffix(".log.1").read_text().strip() == "one"
 
 
+def test_a_secret_is_told_to_one_child_alone(tmp_path: Path) -> None:
+    show = [sys.executable, "-c", "import os; print(os.environ.get('DATABASE', 'nothing'))"]
+    with Family(os.environ, tmp_path / "logs") as family:
+        family.start("server", show, {"DATABASE": "secret"})
+        family.start("worker", show)
+        assert (family.wait("server"), family.wait("worker")) == (0, 0)
+        assert (family.last_words("server"), family.last_words("worker")) == ("secret", "nothing")
+
+
 def test_another_family_is_left_alone(tmp_path: Path) -> None:
     with Family(os.environ, tmp_path / "a") as left, Family(os.environ, tmp_path / "b") as other:
         left.start("one", SLEEP)

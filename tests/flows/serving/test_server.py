@@ -46,8 +46,14 @@ def test_clients_get_the_password_that_the_server_asks_for(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+asyncpg"])
 def test_any_postgres_url_becomes_the_one_that_prefect_takes(tmp_path: Path, scheme: str) -> None:
-    found = Server(tmp_path, postgres=f"{scheme}://u:p@h:1/d").environment("r", {})
+    found = Server(tmp_path, postgres=f"{scheme}://u:p@h:1/d").secrets()
     assert found["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://u:p@h:1/d"
+
+
+def test_only_the_server_knows_the_database(tmp_path: Path) -> None:
+    url = "postgresql://u:hidden@h:1/d"
+    found = Server(tmp_path, postgres=url).environment("r", {"LLM_FUSE_POSTGRES": url})
+    assert "hidden" not in str(found)
 
 
 def test_a_port_in_use_is_refused_with_another(tmp_path: Path) -> None:
