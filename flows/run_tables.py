@@ -156,7 +156,7 @@ def comparison_markdown(comparison: Comparison, place: str) -> str:
          f"{percent(d.mean.low)} .. {percent(d.mean.high)}"]
         for d in comparison.differences
     ]  # fmt: skip
-    parts = [comparison.verdict, _table(["bits per byte", "", *domains, "mean"], standings)]
+    parts = [comparison.verdict.replace("<", "&lt;"), _table(["bits per byte", "", *domains, "mean"], standings)]
     if gains:
         parts.append(_table([f"{comparison.fused.name} against", *domains, "mean", "95 % interval"], gains))
     return "\n\n".join([*parts, f"The report as one HTML page, for a browser: `{place}`"])
