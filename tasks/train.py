@@ -7,6 +7,7 @@ goes on from its newest complete checkpoint and ends in the same model, bit by b
 
 import contextlib
 import os
+import shutil
 
 from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
 from tasks.engines import pick_device
@@ -53,13 +54,16 @@ def train(
         resume=checkpoints.newest(),
         owner=os.getpid(),
     )
-    with contextlib.closing(run_child(job, device)) as records:
-        for record in records:
-            if "facts" in record:
-                out.facts |= record["facts"]
-            elif "error" in record:
-                raise _ERRORS[record["kind"]](record["error"])
-            else:
-                out.progress(record["done"], record["total"], "steps", record["message"])
+    try:
+        with contextlib.closing(run_child(job, device)) as records:
+            for record in records:
+                if "facts" in record:
+                    out.facts |= record["facts"]
+                elif "error" in record:
+                    raise _ERRORS[record["kind"]](record["error"])
+                else:
+                    out.progress(record["done"], record["total"], "steps", record["message"])
+    finally:
+        shutil.rmtree(job.work, ignore_errors=True)  # a child that was killed left it
     out.afterwards.append(checkpoints.remove)
     return out.ref(ModelRef)

@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,16 @@ from tasks.training.batches import Collator, Plan
 from tasks.training.checkpoints import Checkpoints, layout_of
 from tasks.training.course import Course
 from tasks.training.examples import Examples, write_sequences
-from tasks.training.failures import TrainingFailed
+from tasks.training.failures import MEMORY_WAYS, TrainingFailed
 from tasks.training.network import check_packing, copy_companions, prepare_network, save_network
 from tasks.training.spec import TrainingJob
 from tasks.transient import is_transient
 
 if TYPE_CHECKING:
     from tasks.training.loop import FusionTrainer, ReportProgress
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one, which encodes the corpus and uploads checkpoints; else 10 minutes."""
 
 
 def run_training(job: TrainingJob, progress: "ReportProgress") -> dict[str, object]:
@@ -41,28 +45,30 @@ def run_training(job: TrainingJob, progress: "ReportProgress") -> dict[str, obje
 
     store, spec, how = open_store(job.runtime), job.spec, job.runtime.training
     device = pick_device(job.runtime.device)
-    group = PartialState(cpu=device.type == "cpu")
-    folder = store.fetch(job.model)
-    with group.local_main_process_first():
+    group = PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+    checkpoints = Checkpoints(store, job.address, layout_of(how))
+    with group.local_main_process_first():  # the others of a machine find in its cache what the first one fetched
+        folder = store.fetch(job.model)
+        resume = job.resume or checkpoints.newest()
         if group.is_local_main_process:
-            job.work.mkdir(exist_ok=True)
+            job.work.mkdir(parents=True, exist_ok=True)
             write_sequences(store, job.model, job.shards, job.work)
     examples = Examples(store, job.work, job.shards, job.teachers if spec.lm_weight < 1 else [])
     collator = Collator(examples.vocab_size, spec.divergence.averaged_over == "tokens", how.packing)
     plan = Plan.of(spec, len(examples))
     network, head = prepare_network(folder, spec, how)
     if group.is_main_process:
+        job.output.mkdir(parents=True, exist_ok=True)
         copy_companions(folder, job.output)  # first: hours later a cache may have let go of them
         check_packing(network, examples, collator)
     trackers = ["tensorboard", *how.trackers]
     arguments, passes = arguments_for(spec, plan, how.micro_batch, device, job.work, trackers)
-    checkpoints = Checkpoints(store, job.address, layout_of(how))
-    resume = job.resume or checkpoints.newest()
     course = Course.read(resume)
     trainer = FusionTrainer(network, head, arguments, examples, passes, collator, spec, course)
     trainer.add_callback(Bookkeeping(trainer, checkpoints, how.checkpoint_seconds, progress))
     resumed_at = course.steps
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.check_weights()
     _save(trainer, job)
     if group.is_local_main_process:
         shutil.rmtree(job.work, ignore_errors=True)
@@ -124,6 +130,13 @@ def _kind_of(error: Exception) -> str | None:
     return "transient" if is_transient(error) else None
 
 
+def _words_for(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"training: expected the device's memory to suffice, found {error}; {MEMORY_WAYS}"
+    is_plain = isinstance(error, TrainingFailed | ValueError | StoreError)
+    return str(error) if is_plain else f"{type(error).__name__}: {error}"
+
+
 def main(path: str) -> int:
     """Runs the job in the file; progress, then facts or an error for users, as JSON lines."""
     job = TrainingJob.model_validate_json(Path(path).read_bytes())
@@ -144,8 +157,7 @@ def main(path: str) -> int:
         kind = _kind_of(error)
         if kind is None:
             raise  # a bug: its traceback is the child's last words
-        is_plain = isinstance(error, TrainingFailed | ValueError | StoreError)
-        tell(error=str(error) if is_plain else f"{type(error).__name__}: {error}", kind=kind)
+        tell(error=_words_for(error), kind=kind)
         return 2
     tell(facts=facts)
     if torch.distributed.is_initialized():

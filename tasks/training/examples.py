@@ -21,7 +21,7 @@ from tasks.shards import FusedRows
 from tasks.store import Store
 from tasks.training.batches import Example
 
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 4096  # memory maps: no file descriptors, and nothing read until it is asked for
 
 
 def write_sequences(store: Store, model: ModelRef, shards: Sequence[ShardRef], folder: Path) -> None:

@@ -13,20 +13,17 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tasks.artifacts import Runtime
 from tasks.stopping import check_stopped, when_stopped
 from tasks.store import Store
-from tasks.training.failures import TrainingFailed
+from tasks.training.failures import MEMORY_WAYS, TrainingFailed
 from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import TrainingJob
 
 _CHILD = "tasks.training.child"
-_MEMORY_WAYS = (
-    "set runtime.training.micro_batch lower, turn on runtime.training.gradient_checkpointing, "
-    "or choose training.weights bfloat16 or an adapter"
-)
 _KILLED = re.compile(r"exitcode\s*:\s*-9\b")  # as torchrun reports one of its processes
 
 
@@ -70,16 +67,39 @@ def run_child(job: TrainingJob, device: torch.device) -> Generator[dict[str, Any
         last: dict[str, Any] = {}
         with child, _time_limit(child, job.runtime.training.timeout_seconds) as ran_out:
             try:
-                with when_stopped(child.kill):
+                with when_stopped(lambda: _kill(child)):
                     for line in child.stdout or ():
-                        last = json.loads(line)
-                        yield last
+                        if (record := _record(line)) is not None:
+                            last = record
+                            yield record
                     code = child.wait()
             finally:
-                child.kill()
+                _kill(child)
         check_stopped()
         if not {"facts", "error"} & last.keys():
             raise _explain(code, words.read_text(errors="replace"), last, job.runtime.training, ran_out.is_set())
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What the child said; None for words of a launcher, or a record that a kill cut short."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _kill(child: "subprocess.Popen[bytes]") -> None:
+    """Ends the child and all that it started: a launcher's processes would go on writing, and hold their devices."""
+    started: list[psutil.Process] = []
+    if child.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            started = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(started, timeout=1.0)
 
 
 def _command(how: TrainingRuntime, description: Path) -> list[str]:
@@ -124,7 +144,7 @@ def _time_limit(child: "subprocess.Popen[bytes]", seconds: float | None) -> Iter
 
     def end() -> None:
         ran_out.set()
-        child.kill()
+        _kill(child)
 
     timer = threading.Timer(seconds or 0.0, end)
     if seconds is not None:
@@ -146,7 +166,7 @@ def _explain(code: int, words: str, last: dict[str, Any], how: TrainingRuntime, 
     if code == -9 or _KILLED.search(words):
         return TrainingFailed(
             f"training: the process was killed {reached} (exit -9), most likely because the machine ran out of memory; "
-            f"{_MEMORY_WAYS}; {again}".rstrip("; ")
+            f"{MEMORY_WAYS}; {again}".rstrip("; ")
         )
     tail = words.strip()[-2000:]
     return RuntimeError(f"training: the child ended without a model (exit code {code}); {tail or 'it said nothing'}")

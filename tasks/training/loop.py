@@ -1,6 +1,7 @@
 """transformers' Trainer with our batches and loss: what happens in a step, on one process or on many."""
 
 import itertools
+import os
 import queue
 import shutil
 import threading
@@ -25,6 +26,7 @@ from tasks.training.spec import TrainingSpec
 ReportProgress = Callable[[int, int, str], None]
 """Called after every step with its number, the number of all steps, and how it goes in words."""
 _PASSES_AHEAD = 4
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PICKLED_ARGUMENTS = "training_args.bin"  # written by the Trainer into every checkpoint, read by nobody
 
 
@@ -102,13 +104,13 @@ class FusionTrainer(Trainer):  # type: ignore[misc]
         loss = float(self._sum(self._step_loss.double().cpu()))
         self._step_loss = torch.zeros(())
         if loss - loss != 0:  # NaN or infinite
-            raise TrainingFailed(self._explain(loss))
+            raise TrainingFailed(self._explain(f"a finite loss, found {loss}", self.state.global_step + 1))
         self.course.add_step(loss, self._marks % 2**62, self._tokens)
 
     def check_weights(self) -> None:
-        """Raises `TrainingFailed` rather than let weights that aren't numbers into a checkpoint."""
+        """Raises `TrainingFailed` rather than let weights that aren't numbers into a checkpoint or a model."""
         if not all(bool(p.detach().isfinite().all()) for p in self.model.parameters() if p.requires_grad):
-            raise TrainingFailed(self._explain(float("nan")))
+            raise TrainingFailed(self._explain("finite weights, found nan or infinity", self.state.global_step))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hands curves on, with the loss of all steps of the window, those before a resumption included."""
@@ -129,14 +131,13 @@ class FusionTrainer(Trainer):  # type: ignore[misc]
         torch.distributed.all_reduce(moved)
         return moved.cpu()
 
-    def _explain(self, loss: float) -> str:
+    def _explain(self, wanted: str, step: int) -> str:
         names = sorted({self.examples.document(number) for number in self.numbers})
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         kept = f"of step {self.last_checkpoint}" if self.last_checkpoint else "none"
         return (
-            f"training: expected a finite loss, found {loss} at step {self.state.global_step + 1} of "
-            f"{self.state.max_steps}, learning from {shown} (last good checkpoint: {kept}); lower "
-            "training.learning_rate or look at these documents"
+            f"training: expected {wanted} at step {step} of {self.state.max_steps}, learning from {shown} "
+            f"(last good checkpoint: {kept}); lower training.learning_rate or look at these documents"
         )
 
 
@@ -184,6 +185,8 @@ def arguments_for(
 ) -> tuple[TrainingArguments, Passes]:
     """The Trainer's arguments, and the passes of this process; joins the group of processes."""
     steps = plan.epoch_steps * spec.epochs
+    # Of the recipe alone: where that says float32, the Trainer takes what accelerate's launcher has left here.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = _PRECISIONS[spec.dtype]
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=plan.num_steps,

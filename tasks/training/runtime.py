@@ -14,7 +14,7 @@ class TrainingRuntime(BaseModel):
     accelerate_config: str | None = Field(
         None,
         title="Accelerate configuration",
-        description="Path of a file that `accelerate config` wrote, for FSDP2 or DeepSpeed.",
+        description="File that `accelerate config` wrote, for FSDP2 or DeepSpeed. Its precision is the recipe's.",
     )
     micro_batch: int | None = Field(
         None,

@@ -34,8 +34,9 @@ def extracting(bench: Bench, process: psutil.Process) -> bool:
 
 
 def training(bench: Bench, process: psutil.Process) -> bool:
-    """Whether a child process trains."""
-    return any("tasks.training.child" in _words_of(child) for child in process.children(recursive=True))
+    """Whether a child process trains, with its corpus encoded."""
+    is_started = any("tasks.training.child" in _words_of(child) for child in process.children(recursive=True))
+    return is_started and any((bench.root / "train").glob("*/.*-trainer-0/tokens-*"))
 
 
 def _words_of(process: psutil.Process) -> list[str]:

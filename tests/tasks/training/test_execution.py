@@ -12,6 +12,7 @@ from tasks.train import train
 from tasks.training.batches import Collator
 from tasks.training.examples import Examples, write_sequences
 from tasks.training.failures import TrainingFailed
+from tasks.training.launch import _record
 from tasks.training.network import check_packing
 from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import LoRA, TrainingSpec
@@ -102,6 +103,38 @@ def test_a_loss_that_is_no_number_names_step_documents_and_checkpoint(lesson: Le
         TrainingFailed, match=r"finite loss, found nan at step \d of 4, learning from .+ \(last good checkpoint: none\)"
     ):
         learn(job)
+
+
+def test_a_last_step_that_ruins_the_weights_leaves_no_model(lesson: Lesson, tmp_path: Path) -> None:
+    """The loss of a step is told before its update."""
+    spec = SPEC.model_copy(
+        update={
+            "learning_rate": 1e39,
+            "max_grad_norm": 1e30,
+            "warmup_share": 0.0,
+            "batch_sequences": 10_000,
+            "epochs": 1,
+        }
+    )
+    job = lesson.job(spec, tmp_path / "job")
+    with pytest.raises(TrainingFailed, match=r"finite weights, found nan or infinity at step 1 of 1, learning from"):
+        learn(job)
+    assert not (job.output / "model.safetensors").exists()
+
+
+def test_the_precision_is_the_recipes_whatever_a_launcher_says(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = learn(lesson.job(SPEC, tmp_path / "plain"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert learn(lesson.job(SPEC, tmp_path / "other"))["losses"] == expected["losses"]
+
+
+def test_words_of_a_launcher_are_no_records() -> None:
+    assert _record(b'{"done": 1}\n') == {"done": 1}
+    assert _record(b"[launcher] starting\n") is None
+    assert _record(b"42\n") is None
+    assert _record(b'{"facts": {"los') is None
 
 
 def test_a_training_over_its_time_is_killed(lesson: Lesson) -> None:
