@@ -14,8 +14,8 @@ from pydantic import Field
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.forecast import row_bytes, text_bytes
-from flows.stages import extract_shards, obtain_model
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
+from flows.stages import extract_shards, obtain_model
 from fusion_core.spec import Spec
 from tasks.artifacts import InspectionRef, Runtime, ShardRef, TokenizerRef
 from tasks.corpus import CorpusSpec, DocumentSource, HubDataset, Installed

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fusion_core.compilation import compiled
 from fusion_core.edit_distance import (
     Places,
     Signatures,
@@ -20,7 +21,6 @@ from fusion_core.edit_distance import (
     Words,
     bound_distances,
     clear_pattern,
-    compiled,
     distance_to_pattern,
     encode_strings,
     longest,

@@ -14,6 +14,7 @@ from fusion_core.alignment.entries import (
     make_rows,
 )
 from fusion_core.alignment.pair import Pair
+from fusion_core.compilation import compiled
 from fusion_core.distributions.kernels import (
     Doubles,
     Flags,
@@ -26,7 +27,6 @@ from fusion_core.distributions.kernels import (
     trim,
     write_row,
 )
-from fusion_core.compilation import compiled
 from fusion_core.types import TokenDist
 
 

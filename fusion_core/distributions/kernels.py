@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusion_core.distributions.rows import concatenate
 from fusion_core.compilation import compiled
+from fusion_core.distributions.rows import concatenate
 from fusion_core.types import TokenDist
 
 Floats = NDArray[np.float32] | NDArray[np.float64]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusion_core.compilation import compiled
 from fusion_core.distributions.kernels import (
     Floats,
     RaggedRows,
@@ -18,7 +19,6 @@ from fusion_core.distributions.kernels import (
     write_row,
 )
 from fusion_core.distributions.rows import concatenate, shared_vocab_size
-from fusion_core.compilation import compiled
 from fusion_core.types import TokenDist
 
 
