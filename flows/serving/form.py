@@ -23,14 +23,15 @@ def form_schema(flow: Flow[..., Any]) -> Schema:
     schema: Schema = copy.deepcopy(parameter_schema(flow).model_dump(exclude_unset=True))
     definitions = schema["definitions"]
     for definition in list(definitions.values()):
-        if "const" in (kind := definition["properties"].get("kind", {})):
+        if "const" in (kind := definition.get("properties", {}).get("kind", {})):
             kind |= {"enum": [kind.pop("const")], "description": _first_line(definition)}
     for node in list(_nodes(schema)):
-        if "oneOf" in node:
+        if isinstance(items := node.get("items"), dict) and "oneOf" in items:
+            _choose(items, definitions)
+            if "anyOf" in items:
+                _show_as_json(node, definitions)
+        elif "oneOf" in node:
             _choose(node, definitions)
-    for node in _nodes(schema):
-        if "anyOf" in node.get("items", {}):
-            _show_as_json(node, definitions)
     return schema
 
 
@@ -50,7 +51,7 @@ def _show_as_json(node: Schema, definitions: Schema) -> None:
     members = [definitions[tab["$ref"].rpartition("/")[2]] for tab in node["items"]["anyOf"]]
     meanings = [f"- `{fields['kind']['enum'][0]}` with {', '.join(f'`{name}`' for name in fields if name != 'kind')}"
                 for fields in (member["properties"] for member in members)]  # fmt: skip
-    node["description"] = "\n\n".join([node["description"], *meanings])
+    node["description"] = "\n\n".join([node.get("description", ""), *meanings])
     fields = members[0]["properties"]
     node["items"]["default"] = {name: field["default"] for name, field in fields.items() if "default" in field}
 

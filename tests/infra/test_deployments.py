@@ -1,6 +1,7 @@
 """`infra/prefect.yaml`: Prefect accepts it, each entrypoint is a flow, and its parameters fit that flow's form."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,8 @@ def test_a_path_that_is_no_flow_is_refused(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"deployments": [{"name": "x", "entrypoint": "flows.recipe.Recipe"}]}))
     with pytest.raises(ValueError, match=r"expected the dotted name of a flow, found flows\.recipe\.Recipe"):
         declared_deployments(ROOT, file)
+
+
+def test_every_form_shows_its_choices_as_tabs(declared: dict[str, Declared]) -> None:
+    for each in declared.values():
+        assert '"oneOf"' not in json.dumps(each.schema), each.address  # Prefect's form makes an empty box of it
