@@ -45,27 +45,27 @@ def _unshare(value: Any) -> Any:  # Any: parsed YAML
     return [_unshare(item) for item in value] if isinstance(value, list) else value
 
 
-def set_field(data: dict[str, Any], override: str) -> None:
+def set_field(data: dict[str, Any], override: str, *, option: str = "--set") -> None:
     """Sets the field that `key.path=value` names. The value is YAML; another `kind` drops the fields of the old one.
 
-    Raises `RecipeError`.
+    option: how messages call it. Raises `RecipeError`.
     """
     path, found, text = override.partition("=")
     if not found:
-        raise RecipeError(f"--set {override}: expected key.path=value, found no '='")
+        raise RecipeError(f"{option} {override}: expected key.path=value, found no '='")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise RecipeError(f"--set {path}: expected a YAML value, found {text!r}") from None
+        raise RecipeError(f"{option} {path}: expected a YAML value, found {text!r}") from None
     *parents, last = path.split(".")
     node: Any = data  # Any: whatever YAML holds
     for key in parents:
-        node = _child(node, key, path)
+        node = _child(node, key, f"{option} {path}")
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
         return
     if not isinstance(node, dict):
-        raise RecipeError(f"--set {path}: expected fields to set, found none at {last!r}; check the path")
+        raise RecipeError(f"{option} {path}: expected fields to set, found none at {last!r}; check the path")
     if last == "kind" and node.get("kind") != value:
         node.clear()
     node[last] = value
@@ -77,7 +77,7 @@ def _child(node: Any, key: str, path: str) -> Any:  # Any: whatever YAML holds
         return node[int(key)]
     if not isinstance(node, dict):
         found = f"a list of {len(node)} (from 0 on)" if isinstance(node, list) else _short(node)
-        raise RecipeError(f"--set {path}: expected something that {key!r} is part of, found {found}; check the path")
+        raise RecipeError(f"{path}: expected something that {key!r} is part of, found {found}; check the path")
     if node.get(key) is None:
         node[key] = {}
     return node[key]

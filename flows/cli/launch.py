@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+from pydantic import ValidationError
 
 from tasks.artifacts import Runtime
 
@@ -16,16 +18,31 @@ DEFAULT_ROOT = "./.llm-fuse"
 _GRACE_SECONDS = 6.0
 
 
-def runtime_of(root: str | None, device: str | None = None, max_workers: int | None = None) -> Runtime:
+def runtime_of(
+    root: str | None, device: str | None = None, max_workers: int | None = None, settings: Sequence[str] | None = None
+) -> Runtime:
     """The runtime that the options and the environment ask for; a folder's path is made absolute.
 
     A run is also seen in Prefect's UI, from other machines and folders, where a relative path says nothing.
+    settings: `key.path=value` for any other field. Raises `RecipeError` for one that isn't there or doesn't fit.
     """
     place = root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
     if "://" not in place:
         place = str(Path(place).expanduser().absolute())
-    given = {"device": device, "max_workers": max_workers}
-    return Runtime(root=place, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    options = {"root": place, "device": device, "max_workers": max_workers}
+    given = {name: value for name, value in options.items() if value is not None}
+    return _with_settings(given, settings) if settings else Runtime.model_validate(given)
+
+
+def _with_settings(given: dict[str, Any], settings: Sequence[str]) -> Runtime:  # Any: values of fields
+    from flows.recipe_files import RecipeError, explain_errors, set_field
+
+    for setting in settings:
+        set_field(given, setting, option="--runtime")
+    try:
+        return Runtime.model_validate(given)
+    except ValidationError as error:
+        raise RecipeError(f"--runtime {explain_errors(error, given)}") from None
 
 
 def quiet_libraries(*, verbose: bool) -> None:

@@ -20,4 +20,8 @@ SetOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps or auto.")]
 WorkersOption = Annotated[int | None, typer.Option("--max-workers", min=1, help="Steps in work at once.")]
+RuntimeOption = Annotated[
+    list[str] | None,
+    typer.Option("--runtime", metavar="KEY=VALUE", help="How it is run, never what: training.micro_batch=8."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable lines on stdout.")]

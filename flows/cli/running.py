@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.launch import launch, runtime_of
-from flows.cli.options import DeviceOption, JsonOption, RecipeArgument, RootOption, SetOption, WorkersOption
+from flows.cli.options import (
+    DeviceOption,
+    JsonOption,
+    RecipeArgument,
+    RootOption,
+    RuntimeOption,
+    SetOption,
+    WorkersOption,
+)
 from flows.cli.results import print_json, show_comparison, show_places, show_report
 from tasks.artifacts import Runtime
 
@@ -24,12 +32,13 @@ def run(
     overrides: SetOption = None,
     device: DeviceOption = None,
     max_workers: WorkersOption = None,
+    settings: RuntimeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fuse models as a recipe says; what the store holds already is not computed again."""
     from flows.recipe import load_recipe
 
-    _fuse(load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers), as_json)
+    _fuse(load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers, settings), as_json)
 
 
 def demo(root: RootOption = None, max_workers: WorkersOption = None, as_json: JsonOption = False) -> None:
@@ -53,6 +62,7 @@ def refresh(
     overrides: SetOption = None,
     device: DeviceOption = None,
     max_workers: WorkersOption = None,
+    settings: RuntimeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be computed again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +71,7 @@ def refresh(
     from flows.recipe import load_recipe
     from tasks.store import open_store
 
-    loaded, runtime = load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers)
+    loaded, runtime = load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers, settings)
     chosen = plan_recipe(loaded, runtime).select(what)
     for entry in chosen:
         print(f"recompute {entry.label} ({entry.ref.address})", file=sys.stderr)
@@ -85,6 +95,7 @@ def compare(
     overrides: SetOption = None,
     device: DeviceOption = None,
     max_workers: WorkersOption = None,
+    settings: RuntimeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare variants of a recipe with each other, with controls and with training alone; resumable like a run."""
@@ -92,7 +103,7 @@ def compare(
     from flows.study import load_study
     from tasks.store import open_store
 
-    runtime = runtime_of(root, device, max_workers)
+    runtime = runtime_of(root, device, max_workers, settings)
     wanted = load_study(study, overrides or ()).narrow(only or (), seeds)
     made = _watched(as_json, compare_flow, wanted, runtime=runtime)
     store = open_store(runtime)

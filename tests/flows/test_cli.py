@@ -11,11 +11,28 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli.launch import runtime_of
 from flows.recipe import load_recipe
+from flows.recipe_files import RecipeError
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli
 
-COMMANDS = ("run", "plan", "inspect", "demo", "init", "report", "lineage", "verify", "gc", "evaluate", "refresh")
+COMMANDS = (
+    "run",
+    "compare",
+    "plan",
+    "inspect",
+    "demo",
+    "init",
+    "report",
+    "lineage",
+    "verify",
+    "gc",
+    "evaluate",
+    "refresh",
+    "up",
+    "deploy",
+)
 
 
 def test_help_names_every_command(cli: Cli) -> None:
@@ -253,3 +270,22 @@ def test_init_prints_to_stdout_and_never_overwrites(cli: Cli, tmp_path: Path) ->
     assert [source.format for source in recipe.corpus.documents] == ["jsonl"]  # type: ignore[union-attr]
     assert recipe.evaluation is not None
     assert recipe.evaluation.corpus.documents[0].paths == ("b: c/*.parquet",)  # type: ignore[union-attr]
+
+
+def test_how_a_run_computes_is_set_field_by_field(tmp_path: Path) -> None:
+    runtime = runtime_of(str(tmp_path), None, 3, ["training.micro_batch=8", "lease_seconds=5"])
+    assert (runtime.max_workers, runtime.training.micro_batch, runtime.lease_seconds) == (3, 8, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.micro_batches=8", "--runtime training.micro_batches: unknown key"),
+        ("training.micro_batch=0", "--runtime training.micro_batch: .*greater than 0.*found 0"),
+        ("training", "--runtime training: expected key.path=value, found no '='"),
+        ("device.index=1", "--runtime device.index: expected fields to set"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_one_line(setting: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        runtime_of(str(tmp_path), "cpu", None, [setting])
