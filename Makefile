@@ -43,7 +43,7 @@ versions: $(VENV)/installed      ## after changing a step's code: record it (see
 
 lock:                            ## resolve pyproject.toml anew into constraints.txt (Linux, CPU, Python 3.11)
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet "torch==2.13.0" -e ".[dev]"
+	build/lock/bin/pip install --quiet "torch==2.13.0" -e ".[dev,e2e]"
 	build/lock/bin/pip list --format=freeze --exclude-editable \
 	  | sed 's/+cpu$$//' \
 	  | grep -viE '^(pip|setuptools|wheel|triton|nvidia-|cuda-|llm-fuse)' > constraints.txt

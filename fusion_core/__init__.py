@@ -19,7 +19,7 @@ Where the method lives, in the order of Wan et al., "Knowledge Fusion of Large L
 | objective: CLM and divergence | `losses`, `divergences`, `objective` | `fusion_loss`, `SoftCrossEntropy` |
 | the original, number for number | `reference` | `Objective`, `collate_targets`, `extract`, `pack`, `split_long_text` |
 | merging weights of one architecture | `merging` | `Linear`, `Slerp`, `TaskArithmetic`, `Ties`, `Dare`, `Sce` |
-| before a run: where rows meet, what truncation costs | `preflight`, `text_kinds` | `count_rows`, `compare_vocabularies`, `classify_bytes` |
+| before a run: where rows will meet | `preflight`, `text_kinds` | `count_rows`, `compare_vocabularies` |
 | what is measured | `metrics` | `bits_per_byte`, `paired_bootstrap` |
 | what it is measured against | `controls`, `ensembles` | `Shuffled`, `Uniform`, `Unigram`, `ensemble_nats` |
 """
