@@ -58,7 +58,11 @@ def bucket(place: Path) -> Iterator[Bucket]:
         environment = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": line.url}
         for name, value in {**environment, "AWS_ENDPOINT_URL": url}.items():
             patch.setenv(name, value)
+        from s3fs import S3FileSystem
+
         from tasks.store import Store
+
+        S3FileSystem.clear_instance_cache()  # or it would speak to the server of the module before
 
         root = f"s3://{BUCKET}/store"
         Store(root).fs.mkdir(BUCKET)
