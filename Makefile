@@ -10,7 +10,7 @@ E2E_PACKAGES := chromium postgresql ceph-common ceph-mon ceph-osd radosgw
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test check check-infra format lock versions clean e2e bench bench-exactness bench-merging bench-flow
+.PHONY: demo test test-slow check check-infra format lock versions clean e2e bench bench-exactness bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -24,6 +24,9 @@ e2e: $(VENV)/installed           ## a browser, Postgres, an S3 server, workers: 
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(E2E_PACKAGES) > /dev/null; \
 	else echo "what is absent is skipped; on Debian: sudo apt install $(E2E_PACKAGES)"; fi
 	$(BIN)/pytest -m slow -rs --timeout 600 tests/e2e
+
+test-slow: $(VENV)/installed     ## what takes a minute or more: servers, many processes, whole comparisons
+	$(BIN)/pytest -m slow --ignore tests/e2e
 
 check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra
 	$(BIN)/ruff format --check .

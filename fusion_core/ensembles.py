@@ -16,7 +16,7 @@ Weighting = Literal["equal", "earned"]
 
 def ensemble_nats(
     readings: Sequence[Scored],
-    last_rows: Sequence[Int[Tensor, "docs"]],
+    last_rows: Sequence[Int[Tensor, "_"]],
     num_bytes: Int[Tensor, "docs"],
     weighting: Weighting = "equal",
 ) -> Float[Tensor, "docs"]:

@@ -12,6 +12,8 @@ from flows.cli import main
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli, write_bench
 
+pytestmark = pytest.mark.slow
+
 STUDY = "study.yaml"
 
 

@@ -19,6 +19,8 @@ from tasks.lineage import Library
 from tasks.store import open_store
 from tests.flows.conftest import Bench
 
+pytestmark = pytest.mark.slow
+
 LIMIT_SECONDS = 10.0
 
 

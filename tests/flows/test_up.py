@@ -21,6 +21,8 @@ import pytest
 from flows.serving.processes import MARK
 from tests.flows.conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-c", "import sys; from flows.cli import main; sys.exit(main())"]
 START_SECONDS = 120
 
@@ -124,7 +126,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, list[dict[s
 
 def test_what_people_start_is_there(up: Up) -> None:
     found = {each["name"]: each for each in up.api("POST", "/deployments/filter", {})}
-    assert set(found) == {"fuse", "quickstart", "paper-7b", "extract-source", "evaluate", "gc"}
+    assert set(found) == {"fuse", "quickstart", "paper-7b", "extract-source", "evaluate", "compare", "inspect", "gc"}
     assert found["quickstart"]["parameters"]["recipe"]["name"] == "quickstart"
     assert all(each["parameters"]["runtime"]["root"] == str(up.root) for each in found.values())
     assert up.api("GET", "/v2/concurrency_limits/gpu-slots")["limit"] >= 1

@@ -19,6 +19,8 @@ from tasks.store import open_store
 from tasks.task_folder import read_task_folder
 from tasks.task_scores import TaskScore, TaskScores, read_scores_file
 
+pytestmark = pytest.mark.slow
+
 CHOICES = [
     {"question": "The quick brown fox jumps over the", "options": [" lazy dog", " 漢字", " ()"], "answer": 0},
     {"question": "def add(left, right):", "options": ["\n    return left", " mind at all"], "answer": 0},

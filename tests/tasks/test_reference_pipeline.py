@@ -39,6 +39,8 @@ from tasks.vocab import map_vocab
 from tests.conftest import ModelFactory
 from tests.tasks.original import K, Read, Row, bring_rows, map_nearest, read_as_original, spell_vocabulary
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "def add(left, right):\n    return left + right",

@@ -15,6 +15,8 @@ from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import TrainingJob, TrainingSpec
 from tests.tasks.training.conftest import Lesson, assert_same_course, learn
 
+pytestmark = pytest.mark.slow
+
 SPEC = TrainingSpec(lm_weight=0.3, learning_rate=1e-3, batch_sequences=8, epochs=2)
 
 
