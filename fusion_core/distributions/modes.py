@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fusion_core.distributions.draws import draw_ids, draw_uniforms
+from fusion_core.distributions.ranking import rank_ids, split_off
 from fusion_core.distributions.rows import concatenate, offsets_of
 from fusion_core.spec import Spec
 from fusion_core.types import TokenDist
@@ -39,19 +40,15 @@ class _Mode(Spec, ABC):
         labels = torch.full(logits.shape[:1], NO_LABEL, device=logits.device)
         return reduce_logits(logits, labels, self, vocab_size)[0]
 
-    def read_logits(self, logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """A chunk of logits as everything after is computed from them: fp32."""
-        return logits.float()
+    def round_logits(self, logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+        """A chunk of logits in the precision that everything after is computed from."""
+        return logits
 
     @abstractmethod
     def reduce(
-        self,
-        logits: Float[Tensor, "rows columns"],
-        log_normalizer: Float[Tensor, "rows"],
-        row_keys: Int[Tensor, "rows"],
-        vocab_size: int,
-    ) -> TokenDist:
-        """The distributions of one chunk of fp32 logits, given the log-sum-exp of every row and its key."""
+        self, logits: Float[Tensor, "rows columns"], row_keys: Int[Tensor, "rows"], vocab_size: int
+    ) -> tuple[TokenDist, Float[Tensor, "rows"]]:
+        """The distributions of one chunk of fp32 logits, which are used up, and the log-sum-exp of every row."""
 
 
 class TopK(_Mode):
@@ -63,16 +60,20 @@ class TopK(_Mode):
     )
 
     def reduce(
-        self,
-        logits: Float[Tensor, "rows columns"],
-        log_normalizer: Float[Tensor, "rows"],
-        row_keys: Int[Tensor, "rows"],
-        vocab_size: int,
-    ) -> TokenDist:
+        self, logits: Float[Tensor, "rows columns"], row_keys: Int[Tensor, "rows"], vocab_size: int
+    ) -> tuple[TokenDist, Float[Tensor, "rows"]]:
         """The `k` most likely of each row."""
         ids = rank_ids(logits[:, :vocab_size], self.k)
-        keep = torch.ones_like(ids, dtype=torch.bool)
-        return _keep_candidates(logits, log_normalizer, ids, keep, vocab_size)
+        values, log_rest, log_normalizer = split_off(logits, ids)
+        dist = TokenDist(
+            row_offsets=offsets_of(torch.full_like(row_keys, ids.shape[1])),
+            ids=ids.flatten(),
+            logprobs=(values - log_normalizer.unsqueeze(1)).flatten(),
+            tail_logprob=log_rest - log_normalizer,
+            unknown_logprob=torch.full_like(log_rest, -torch.inf),
+            vocab_size=vocab_size,
+        )
+        return dist, log_normalizer
 
 
 class TopP(_Mode):
@@ -85,19 +86,27 @@ class TopP(_Mode):
     k_max: int = Field(default=64, ge=1, title="Most candidates", description="No row keeps more candidates than this.")
 
     def reduce(
-        self,
-        logits: Float[Tensor, "rows columns"],
-        log_normalizer: Float[Tensor, "rows"],
-        row_keys: Int[Tensor, "rows"],
-        vocab_size: int,
-    ) -> TokenDist:
+        self, logits: Float[Tensor, "rows columns"], row_keys: Int[Tensor, "rows"], vocab_size: int
+    ) -> tuple[TokenDist, Float[Tensor, "rows"]]:
         """The most likely of each row until their mass reaches `p`."""
         ids = rank_ids(logits[:, :vocab_size], self.k_max)
-        probs = (logits.gather(1, ids) - log_normalizer.unsqueeze(1)).exp()
+        values, log_rest, log_normalizer = split_off(logits, ids)
+        logprobs = values - log_normalizer.unsqueeze(1)
+        probs = logprobs.exp()
         mass_before = probs.cumsum(1) - probs
         keep = mass_before < self.p
         keep[:, :1] = True
-        return _keep_candidates(logits, log_normalizer, ids, keep, vocab_size)
+        dropped = logprobs.masked_fill(keep, -torch.inf)
+        log_tail = torch.cat([dropped, (log_rest - log_normalizer).unsqueeze(1)], 1).logsumexp(1)
+        dist = TokenDist(
+            row_offsets=offsets_of(keep.sum(1)),
+            ids=ids[keep],
+            logprobs=logprobs[keep],
+            tail_logprob=log_tail,
+            unknown_logprob=torch.full_like(log_tail, -torch.inf),
+            vocab_size=vocab_size,
+        )
+        return dist, log_normalizer
 
 
 class Sampled(_Mode):
@@ -115,13 +124,10 @@ class Sampled(_Mode):
     seed: int = Field(default=0, ge=0, lt=2**63, title="Seed", description="Another one draws other tokens.")
 
     def reduce(
-        self,
-        logits: Float[Tensor, "rows columns"],
-        log_normalizer: Float[Tensor, "rows"],
-        row_keys: Int[Tensor, "rows"],
-        vocab_size: int,
-    ) -> TokenDist:
+        self, logits: Float[Tensor, "rows columns"], row_keys: Int[Tensor, "rows"], vocab_size: int
+    ) -> tuple[TokenDist, Float[Tensor, "rows"]]:
         """The shares of `n` draws; padded columns are never drawn."""
+        log_normalizer = logits.logsumexp(1)
         real = logits[:, :vocab_size]
         weights = (real - real.amax(1, keepdim=True)).exp_()
         drawn = draw_ids(weights, draw_uniforms(row_keys, self.n, self.seed))
@@ -129,7 +135,7 @@ class Sampled(_Mode):
         entries = (row * vocab_size + drawn).flatten()
         keys, counts = entries.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
         nothing = torch.full_like(log_normalizer, -torch.inf)
-        return TokenDist(
+        dist = TokenDist(
             row_offsets=offsets_of(torch.bincount(keys // vocab_size, minlength=len(drawn))),
             ids=keys % vocab_size,
             logprobs=(counts / self.n).log(),
@@ -137,6 +143,7 @@ class Sampled(_Mode):
             unknown_logprob=nothing,
             vocab_size=vocab_size,
         )
+        return dist, log_normalizer
 
 
 class ReferenceTopK(_Mode):
@@ -151,25 +158,22 @@ class ReferenceTopK(_Mode):
     kind: Literal["reference_top_k"] = "reference_top_k"
     k: int = Field(default=10, ge=1, title="Candidates", description="How many of the largest logits each row keeps.")
 
-    def read_logits(self, logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    def round_logits(self, logits: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
         """A chunk of logits, rounded to fp16."""
-        return logits.half().float()
+        return logits.half()
 
     def reduce(
-        self,
-        logits: Float[Tensor, "rows columns"],
-        log_normalizer: Float[Tensor, "rows"],
-        row_keys: Int[Tensor, "rows"],
-        vocab_size: int,
-    ) -> TokenDist:
+        self, logits: Float[Tensor, "rows columns"], row_keys: Int[Tensor, "rows"], vocab_size: int
+    ) -> tuple[TokenDist, Float[Tensor, "rows"]]:
         """The `k` largest of each row, normalised together with the rest after rounding."""
         ids = rank_ids(logits[:, :vocab_size], self.k)
-        given = (logits.gather(1, ids) * self.temperature).half()  # as they were before the division
+        values, log_rest, log_normalizer = split_off(logits, ids)
+        given = (values * self.temperature).half()  # as they were before the division
         kept = (given.bfloat16() / self.temperature).double()
-        rest = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True).double()
+        rest = log_rest.double().unsqueeze(1)
         log_total = torch.cat([kept, rest], 1).logsumexp(1, keepdim=True)
         tail = (rest - log_total).squeeze(1)
-        return TokenDist(
+        dist = TokenDist(
             row_offsets=offsets_of(torch.full_like(row_keys, ids.shape[1])),
             ids=ids.flatten(),
             logprobs=(kept - log_total).flatten(),
@@ -177,11 +181,13 @@ class ReferenceTopK(_Mode):
             unknown_logprob=torch.full_like(tail, -torch.inf),
             vocab_size=vocab_size,
         )
+        return dist, log_normalizer
 
 
 ExtractionMode = Annotated[TopK | TopP | Sampled | ReferenceTopK, Field(discriminator="kind")]
 
 
+@torch.no_grad()
 def reduce_logits(
     logits: Float[Tensor, "rows columns"],
     labels: Int[Tensor, "rows"],
@@ -209,19 +215,37 @@ def reduce_logits(
     elements = mode.chunk_elements if logits.is_cuda else min(mode.chunk_elements, _CPU_CHUNK_ELEMENTS)
     chunk_rows = chunk_rows or max(1, elements // columns)
     row_keys = torch.arange(rows, device=logits.device) if row_keys is None else row_keys
+    # One buffer for all chunks: small results that stay would otherwise sit in each freed one and keep it from reuse.
+    buffer = torch.empty(min(chunk_rows, rows), columns, device=logits.device)
     dists, nlls = [], []
     for start in range(0, max(rows, 1), chunk_rows):
-        chunk = mode.read_logits(logits[start : start + chunk_rows])
-        log_normalizer = chunk.logsumexp(1)
-        _check_finite(log_normalizer, start)
-        wanted = labels[start : start + chunk_rows]
-        nll = log_normalizer - chunk.gather(1, wanted.clamp(min=0).unsqueeze(1)).squeeze(1)
-        nlls.append(nll.masked_fill(wanted == NO_LABEL, torch.nan))
-        if mode.temperature != 1:
-            chunk = chunk / mode.temperature
-            log_normalizer = chunk.logsumexp(1)
-        dists.append(mode.reduce(chunk, log_normalizer, row_keys[start : start + chunk_rows], vocab_size))
+        part = slice(start, start + chunk_rows)
+        given = mode.round_logits(logits[part])
+        dist, nll = _reduce_chunk(
+            buffer[: len(given)].copy_(given), labels[part], mode, vocab_size, row_keys[part], start
+        )
+        dists.append(dist)
+        nlls.append(nll)
     return concatenate(dists), torch.cat(nlls)
+
+
+def _reduce_chunk(
+    chunk: Float[Tensor, "rows columns"],
+    labels: Int[Tensor, "rows"],
+    mode: _Mode,
+    vocab_size: int,
+    row_keys: Int[Tensor, "rows"],
+    first_row: int,
+) -> tuple[TokenDist, Float[Tensor, "rows"]]:
+    """What `reduce_logits` returns, of one chunk that is used up."""
+    _check_finite(chunk, first_row)
+    label_logits = chunk.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    if mode.temperature == 1:
+        dist, log_normalizer = mode.reduce(chunk, row_keys, vocab_size)
+    else:
+        log_normalizer = chunk.logsumexp(1)
+        dist, _ = mode.reduce(chunk.div_(mode.temperature), row_keys, vocab_size)
+    return dist, (log_normalizer - label_logits).masked_fill(labels == NO_LABEL, torch.nan)
 
 
 def finite_rows(logits: Float[Tensor, "rows columns"], vocab_size: int) -> Bool[Tensor, "rows"]:
@@ -233,41 +257,6 @@ def finite_rows(logits: Float[Tensor, "rows columns"], vocab_size: int) -> Bool[
     _check_columns(logits, vocab_size)
     padding = logits[:, vocab_size:]
     return logits[:, :vocab_size].isfinite().all(1) & (padding < torch.inf).all(1)
-
-
-def rank_ids(logits: Float[Tensor, "rows vocab"], k: int) -> Int[Tensor, "rows k"]:
-    """The ids of the `k` largest logits of each row (all of them if there are fewer), falling, ties by id.
-
-    `topk` alone leaves open which of several equal logits it returns; in half precision equals are common.
-    """
-    rows, vocab = logits.shape
-    k = min(k, vocab)
-    least = logits.topk(k, dim=1).values[:, -1:]
-    row, ids = (logits >= least).nonzero(as_tuple=True)
-    order = logits[row, ids].argsort(descending=True, stable=True)
-    order = order[row[order].argsort(stable=True)]
-    first = offsets_of(torch.bincount(row, minlength=rows))[:-1]
-    return ids[order[first.unsqueeze(1) + torch.arange(k, device=row.device)]]
-
-
-def _keep_candidates(
-    logits: Float[Tensor, "rows columns"],
-    log_normalizer: Float[Tensor, "rows"],
-    ids: Int[Tensor, "rows k"],
-    keep: Bool[Tensor, "rows k"],
-    vocab_size: int,
-) -> TokenDist:
-    """The distributions that keep `ids` where `keep` says so; the tail is summed over everything else."""
-    values = logits.gather(1, ids)
-    log_rest = logits.scatter(1, ids, values.masked_fill(keep, -torch.inf)).logsumexp(1)
-    return TokenDist(
-        row_offsets=offsets_of(keep.sum(1)),
-        ids=ids[keep],
-        logprobs=(values - log_normalizer.unsqueeze(1))[keep],
-        tail_logprob=log_rest - log_normalizer,
-        unknown_logprob=torch.full_like(log_rest, -torch.inf),
-        vocab_size=vocab_size,
-    )
 
 
 def _check_columns(logits: Tensor, vocab_size: int) -> None:
@@ -288,10 +277,10 @@ def _check_reducible(labels: Tensor, row_keys: Tensor | None, rows: int, columns
         raise ValueError(f"expected labels in 0..{columns - 1} or -1 for none, found {found}; check the tokenizer")
 
 
-def _check_finite(log_normalizer: Tensor, start: int) -> None:
-    bad = (~log_normalizer.isfinite()).nonzero().flatten()
+def _check_finite(chunk: Tensor, first_row: int) -> None:
+    bad = (~chunk.amax(1).isfinite()).nonzero().flatten()
     if len(bad):
         raise ValueError(
-            f"expected finite logits, found NaN or infinity in {len(bad)} of {len(log_normalizer)} rows, first in row"
-            f" {start + int(bad[0])}; leave out the documents of the rows that finite_rows denies"
+            f"expected finite logits, found NaN or infinity in {len(bad)} of {len(chunk)} rows, first in row"
+            f" {first_row + int(bad[0])}; leave out the documents of the rows that finite_rows denies"
         )

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fusion_core.distributions.modes import rank_ids
+from fusion_core.distributions.ranking import rank_ids
 
 
 @dataclass(frozen=True)
