@@ -7,9 +7,11 @@
 
 Arms share what they have in common: texts, models, extraction and alignment are looked up in the store, so a variant
 costs what it changes, mostly one training. Run again, only what is missing is computed; a part of the arms makes a
-table of its own. Every shard must succeed, whatever `min_shards` says: arms are compared on equal data.
+table of its own. Every shard must succeed, whatever `min_shards` says: arms are compared on equal data. A training that
+fails is missing in the table, which is made all the same; the run then ends failed and says what is missing.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -20,8 +22,11 @@ from prefect.states import Failed
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.recipe import Recipe
+from flows.run_page import run_page
+from flows.run_tables import Grid
 from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model
 from flows.study import MAIN, RIVAL, Arm, Merging, Study
+from flows.study_page import arms_grid, summarize_study
 from fusion_core.controls import Control, Shuffled, Uniform, Unigram
 from fusion_core.ensembles import Weighting
 from tasks.artifacts import ReportRef, Runtime, ShardRef
@@ -55,13 +60,36 @@ def compare(study: Study, runtime: Runtime = Runtime()) -> Any:  # Any: ReportRe
     open_store(runtime).probe()
     keep = keeper(study.name, study, runtime)
     keep([entry.ref for entry in plan_study(study, runtime)])
-    try:
-        with executing(runtime):
-            made = _compare(study, runtime)
-    except ShardsFailed as failure:
-        return Failed(message=str(failure), data=failure)
+    tables: list[ReportRef] = []
+    summarize = functools.partial(summarize_study, open_store(runtime), tables)
+    grids = [Grid(), arms_grid(study.base.target.name)]
+    with run_page(study.name, grids, open_store(runtime), lambda: plan_study(study, runtime), summarize):
+        try:
+            with executing(runtime):
+                made, failures = _compare(study, runtime)
+            tables.append(made)
+        except ShardsFailed as failure:
+            return Failed(message=str(failure), data=failure)
     keep([made])
+    if failures:
+        incomplete = TableIncomplete(failures, made)
+        return Failed(message=str(incomplete), data=incomplete)
     return made
+
+
+class TableIncomplete(ShardsFailed):
+    """Some runs of arms failed, and the table was made without them. `table`: the table."""
+
+    def __init__(self, failures: Mapping[str, Exception], table: ReportRef) -> None:
+        message, causes = _sum_up(failures)
+        super().__init__(f"{message}; the table without them is {table.address}", causes)
+        self.table = table
+
+
+def _sum_up(failures: Mapping[str, Exception]) -> tuple[str, list[Exception]]:
+    causes = list(failures.values())
+    first = f"{type(causes[0]).__name__}: {causes[0]}"
+    return f"{len(causes)} failed ({', '.join(failures)}), the first because of {first}", causes
 
 
 def plan_study(study: Study, runtime: Runtime) -> list[Planned]:
@@ -71,7 +99,8 @@ def plan_study(study: Study, runtime: Runtime) -> list[Planned]:
     return planned
 
 
-def _compare(study: Study, runtime: Runtime) -> ReportRef:
+def _compare(study: Study, runtime: Runtime) -> tuple[ReportRef, dict[str, Exception]]:
+    """The table, and why what is missing in it failed, by arm and seed."""
     base, (arms, mergings) = study.base, study.plan_arms()
     models: dict[str, Runs] = {m.name: {None: obtain_model(m, runtime)} for m in (base.target, *base.sources)}
     for arm in arms:  # one after the other: what a former one made, a later one finds
@@ -79,7 +108,7 @@ def _compare(study: Study, runtime: Runtime) -> ReportRef:
     for merging in mergings:
         parts = [models[name] for name in merging.models]
         models[merging.name] = _merge(merging, parts, models[base.target.name][None], runtime)
-    settle([model for runs in models.values() for model in runs.values()], "models")
+    settle([model for runs in models.values() for model in runs.values()], "models", minimum=0)
 
     assert base.evaluation is not None
     text, reading = build_shards(base.evaluation.corpus, "corpus held-out", runtime), base.evaluation.spec
@@ -96,11 +125,13 @@ def _compare(study: Study, runtime: Runtime) -> ReportRef:
     lines.append(measure(base.target.name, _UNTRAINED, "read"))
     lines += [measure(arm.variant.name, arm.variant.question, "trained") for arm in arms]
     lines += [measure(merging.name, merging.question, "merged") for merging in mergings]
-    settle([cost for line in lines for cost in line.costs.values()], "evaluations")
-    table, asked = [line.settled() for line in lines], study.model_dump(mode="json", exclude={"only"})
+    failures: dict[str, Exception] = {}
+    measured = [line.settled(failures) for line in lines]
+    table, asked = [arm for arm in measured if arm.runs], study.model_dump(mode="json", exclude={"only"})
+    if not table:
+        raise ShardsFailed(*_sum_up(failures))
     made = tabulate.submit(study.name, table, MAIN, RIVAL, asked, runtime=runtime, label="tabulate")
-    ref: ReportRef = made.result()
-    return ref
+    return made.result(), failures
 
 
 def train_arm(arm: Arm, runtime: Runtime) -> Runs:
@@ -175,12 +206,16 @@ class _Line:
     models: Mapping[int | None, Future | None]
     costs: Mapping[int | None, Future]
 
-    def settled(self) -> MeasuredArm:
-        """The line as the table takes it."""
-        runs = [
-            ArmRun(seed=seed, model=None if model is None else model.result(), evaluation=self.costs[seed].result())
-            for seed, model in self.models.items()
-        ]
+    def settled(self, failures: dict[str, Exception]) -> MeasuredArm:
+        """The line as the table takes it, of the runs that succeeded; why others did not is added to `failures`."""
+        runs = []
+        for seed, model in self.models.items():
+            try:
+                made, evaluation = None if model is None else model.result(), self.costs[seed].result()
+            except Exception as error:  # whatever ended a run, the others are compared
+                failures[_label(self.name, seed)] = error
+            else:
+                runs.append(ArmRun(seed=seed, model=made, evaluation=evaluation))
         return MeasuredArm(name=self.name, group=self.group, kind=self.kind, runs=tuple(runs))
 
 

@@ -9,6 +9,7 @@ and mapping; aligning a source then begins when all its shards are counted. Call
 `tasks.step.planning()` computes nothing and lists what a run needs.
 """
 
+import functools
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -17,9 +18,11 @@ from prefect.states import Failed
 from flows.comparison import Baseline
 from flows.corpora import build_shards
 from flows.execution import executing
+from flows.fusion_page import summarize_fusion
 from flows.measures import measure_models
 from flows.recipe import Recipe, RecipeFile, RecipeForm
 from flows.run_page import run_page
+from flows.run_tables import Grid
 from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model
 from fusion_core.spec import Spec
 from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
@@ -54,7 +57,8 @@ def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any
     keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
     missing = sum(entry.cached_bytes is None for entry in planned)
     get_run_logger().info("of what is known now, %d are cached and %d to compute", len(planned) - missing, missing)
-    with run_page(recipe, open_store(runtime), lambda: _plan(recipe, runtime)):
+    summarize = functools.partial(summarize_fusion, recipe, open_store(runtime))
+    with run_page(recipe.name, [Grid()], open_store(runtime), lambda: _plan(recipe, runtime), summarize):
         try:
             with executing(runtime):
                 result = _fuse(recipe, runtime)

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -22,42 +22,53 @@ from prefect.context import TaskRunContext
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
-from flows.recipe import Recipe
-from flows.run_tables import Grid, comparison_markdown, lineage_markdown, quality_table
-from tasks.artifacts import ReportRef
+from flows.run_tables import Grid
+from tasks.artifacts import Manifest
 from tasks.planning import Planned, in_parallel
 from tasks.progress import Event, listening
-from tasks.report import PAGE, read_comparison
 from tasks.store import Store
 
 EVERY_SECONDS = 5.0
 LONG_SECONDS = 10.0
 """Steps that take longer show how far they are."""
 _LAST_SECONDS = 15.0
-MEANINGS = {
-    "shards": "What has become of each shard, stage by stage.",
-    "quality": "What each model read and kept, and how much of it the target can use.",
-    "lineage": "What was made from what.",
-    "comparison": "The fused model next to its sources, its target and the baselines.",
-}
-"""What a run's artifacts are, by their names."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """An artifact of the page that is written once, at the run's end. kind: `markdown`, or `table` with JSON data."""
+
+    name: str
+    kind: str
+    data: str
+    description: str
+
+
+Summarize = Callable[[Sequence[Planned], dict[str, Manifest]], Iterable[Note]]
+"""What came of a run, from all that it needed and the manifests of what is there, by address."""
 
 
 @contextlib.contextmanager
-def run_page(recipe: Recipe, store: Store, plan: Callable[[], Sequence[Planned]]) -> Iterator[None]:
-    """Shows the running flow's page: the shards while the block goes on, and at its end what `plan` then finds."""
+def run_page(
+    name: str,
+    grids: Sequence[Grid],
+    store: Store,
+    plan: Callable[[], Sequence[Planned]],
+    summarize: Summarize,
+) -> Iterator[None]:
+    """Shows the running flow's page: the grids while the block goes on, and at its end what `summarize` makes of it."""
     run_id = flow_run.get_id()
     if run_id is None or PREFECT_API_URL.value() is None:
         yield
         return
-    page = _Page(UUID(run_id), re.sub(r"[^a-z0-9]+", "-", recipe.name.lower()).strip("-") or "run")
+    page = _Page(UUID(run_id), re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run", grids)
     with page.publishing(), listening(page.hear):
         try:
             yield
         except Exception:
-            page.conclude(recipe, store, plan)
+            page.conclude(store, plan, summarize)
             raise
-        page.conclude(recipe, store, plan)
+        page.conclude(store, plan, summarize)
 
 
 @dataclass
@@ -95,10 +106,10 @@ class _Page:
 
     flow_run_id: UUID
     slug: str
-    grid: Grid = field(default_factory=Grid)
+    grids: Sequence[Grid]
     works: dict[str, Work] = field(default_factory=dict)
     ids: dict[str, UUID] = field(default_factory=dict)  # of artifacts, by our own names
-    summary: list[tuple[str, str, str]] = field(default_factory=list)  # name, type, data
+    notes: list[Note] = field(default_factory=list)
     is_changed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -106,7 +117,8 @@ class _Page:
     def hear(self, event: Event) -> None:
         """Takes up an event, in the thread of its step."""
         with self.lock:
-            self.grid.add(event)
+            for grid in self.grids:
+                grid.add(event)
             self.is_changed = True
             if event.state != "work":
                 if (work := self.works.get(event.label)) is not None and event.state == "computed":
@@ -131,25 +143,17 @@ class _Page:
             self.ended.set()
             thread.join(_LAST_SECONDS)
 
-    def conclude(self, recipe: Recipe, store: Store, plan: Callable[[], Sequence[Planned]]) -> None:
+    def conclude(self, store: Store, plan: Callable[[], Sequence[Planned]], summarize: Summarize) -> None:
         """Reads what came of the run."""
         with _never_failing("the run's page is not complete"):
             entries = plan()
             found = in_parallel(store.manifest, [entry.ref for entry in entries])
             manifests = {m.ref.address: m for m in found if m is not None}
-            sources = [source.name for source in recipe.sources]
             with self.lock:
-                self.grid.complete(entries, manifests, str(self.flow_run_id))
+                for grid in self.grids:
+                    grid.complete(entries, manifests, str(self.flow_run_id))
                 self.is_changed = True
-            marked = entries[-1].ref.address
-            self.summary.append(("lineage", "markdown", lineage_markdown(manifests, marked)))
-            quality = quality_table(recipe.target.name, sources, entries, manifests)
-            self.summary.append(("quality", "table", json.dumps(quality)))
-            for ref in (entry.ref for entry in entries if isinstance(entry.ref, ReportRef)):
-                if (manifest := manifests.get(ref.address)) is not None:
-                    place = f"{store.base if store.is_local else store.root}/{ref.address}/{manifest.owner}/{PAGE}"
-                    text = comparison_markdown(read_comparison(store, ref), place)
-                    self.summary.append(("comparison", "markdown", text))
+            self.notes.extend(summarize(entries, manifests))
 
     def _publish_until_ended(self) -> None:
         with _never_failing("the run's page can't be shown"), get_client(sync_client=True) as client:
@@ -157,12 +161,14 @@ class _Page:
                 with contextlib.suppress(Exception):  # the next one brings all of it
                     self._publish_live(client)
             self._publish_live(client)
-            for name, kind, data in self.summary:
-                self._publish(client, name, kind, data, key=f"{self.slug}-{name}", description=MEANINGS[name])
+            for note in self.notes:
+                key = f"{self.slug}-{note.name}"
+                self._publish(client, note.name, note.kind, note.data, key=key, description=note.description)
 
     def _publish_live(self, client: SyncPrefectClient) -> None:
         with self.lock:
-            rows, is_changed, self.is_changed = self.grid.rows(), self.is_changed, False
+            tables = [(g.name, g.rows(), g.description) for g in self.grids] if self.is_changed else []
+            self.is_changed = False
             now = time.monotonic()
             works = [
                 (w.label, w.sentence(now), 100.0 * w.done / w.total, w.task_run_id)
@@ -170,9 +176,10 @@ class _Page:
                 if w.total and (w.label in self.ids or now - w.since > LONG_SECONDS)
             ]
             finished = [label for label, w in self.works.items() if w.done >= w.total]
-        if is_changed and rows:
-            key, meaning = f"{self.slug}-shards", MEANINGS["shards"]
-            self._publish(client, "shards", "table", json.dumps(rows), key=key, description=meaning)
+        for name, rows, meaning in tables:
+            if rows:
+                key = f"{self.slug}-{name}"
+                self._publish(client, name, "table", json.dumps(rows), key=key, description=meaning)
         for label, sentence, share, task_run_id in works:
             self._publish(client, label, "progress", share, description=sentence, task_run_id=task_run_id)
         with self.lock:

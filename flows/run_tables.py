@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
@@ -51,15 +51,28 @@ class Cell:
         return ", ".join(part for part in parts if part)
 
 
+def shard_of(label: str) -> tuple[str, str] | None:
+    """Stage and shard: `extract neox 003/012` -> (`extract neox`, `003`). None for a step that has no shards."""
+    counter = _COUNTER.search(label)
+    return None if counter is None else (stage_of(label), counter[1])
+
+
 @dataclass
 class Grid:
-    """One row per shard, one column per stage; fed with events while a run goes on, with manifests at its end."""
+    """What has become of each step of a run, as a table; fed with events while it goes on, with manifests at its end.
 
-    cells: dict[str, dict[str, Cell]] = field(default_factory=dict)  # by stage, then by the shard's number
+    place: column and row of a step by its label, or None where it isn't shown here. rows_are: the first column's head.
+    """
+
+    name: str = "shards"
+    description: str = "What has become of each shard, stage by stage."
+    rows_are: str = "shard"
+    place: Callable[[str], tuple[str, str] | None] = shard_of
+    cells: dict[str, dict[str, Cell]] = field(default_factory=dict)  # by column, then by row
     order: Sequence[str] = ()
 
     def add(self, event: Event) -> None:
-        """Notes an event; those of steps that have no shards are passed over."""
+        """Notes an event; those of steps that have no place here are passed over."""
         cell = self._cell(event.label)
         if cell is None:
             return
@@ -80,7 +93,8 @@ class Grid:
     def complete(self, entries: Iterable[Planned], manifests: Mapping[str, Manifest], flow_run_id: str) -> None:
         """Adds what only the store knows: quarantined documents, and what other processes have done or left undone."""
         entries = list(entries)
-        self.order = list(dict.fromkeys(stage_of(entry.label) for entry in entries))
+        places = [self.place(entry.label) for entry in entries]
+        self.order = list(dict.fromkeys(place[0] for place in places if place is not None))
         for entry in entries:
             cell, manifest = self._cell(entry.label), manifests.get(entry.ref.address)
             if cell is None:
@@ -95,21 +109,19 @@ class Grid:
 
     def rows(self) -> list[dict[str, str]]:
         """The table as Prefect's artifacts take it."""
-        stages = sorted(
-            self.cells, key=lambda stage: self.order.index(stage) if stage in self.order else len(self.order)
+        columns = sorted(
+            self.cells, key=lambda column: self.order.index(column) if column in self.order else len(self.order)
         )
-        shards = sorted({shard for column in self.cells.values() for shard in column})
+        rows = sorted({row for column in self.cells.values() for row in column})
         blank = Cell()
         return [
-            {"shard": shard, **{stage: str(self.cells[stage].get(shard, blank)) for stage in stages}}
-            for shard in shards
+            {self.rows_are: row, **{column: str(self.cells[column].get(row, blank)) for column in columns}}
+            for row in rows
         ]
 
     def _cell(self, label: str) -> Cell | None:
-        counter = _COUNTER.search(label)
-        if counter is None:
-            return None
-        return self.cells.setdefault(stage_of(label), {}).setdefault(counter[1], Cell())
+        place = self.place(label)
+        return None if place is None else self.cells.setdefault(place[0], {}).setdefault(place[1], Cell())
 
 
 def quality_table(

@@ -39,6 +39,7 @@ _FAILED_RUNS = {
     "FailedRun",
     "PausedRun",
     "ShardsFailed",
+    "TableIncomplete",
     "TrainingFailed",
     "UnfinishedRun",
 }

@@ -99,14 +99,20 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare variants of a recipe with each other, with controls and with training alone; resumable like a run."""
+    from flows.compare import TableIncomplete
     from flows.compare import compare as compare_flow
     from flows.study import load_study
     from tasks.store import open_store
 
     runtime = runtime_of(root, device, max_workers, settings)
     wanted = load_study(study, overrides or ()).narrow(only or (), seeds)
-    made = _watched(as_json, compare_flow, wanted, runtime=runtime)
     store = open_store(runtime)
+    try:
+        made = _watched(as_json, compare_flow, wanted, runtime=runtime)
+    except TableIncomplete as incomplete:
+        show_report(incomplete.table, store, as_json)
+        show_places([incomplete.table], store, as_json)
+        raise
     show_report(made, store, as_json)
     show_places([made], store, as_json)
 

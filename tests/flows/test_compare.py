@@ -1,11 +1,14 @@
 """A study from the command line: every arm trained once, one table, and a second time nothing to do."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect import get_client
+from prefect.client.schemas.objects import Artifact
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import main
@@ -99,3 +102,26 @@ def test_an_unknown_arm_is_refused_by_name(cli: Cli, done: Bench) -> None:
     shown = cli("compare", done.folder / STUDY, "--root", done.root, "--only", "shufled")
     assert shown.code == 2
     assert "found 'shufled'" in shown.err
+
+
+def test_an_arm_that_fails_is_missing_in_the_table_and_named(cli: Cli, done: Bench) -> None:
+    study = yaml.safe_load((done.folder / STUDY).read_text())
+    study |= {"name": "one diverges", "mergings": []}
+    study["variants"].append({"name": "diverges", "changes": ["training.learning_rate=1e30"], "seeds": 1})
+    (done.folder / "diverging.yaml").write_text(yaml.safe_dump(study))
+    shown = cli("compare", done.folder / "diverging.yaml", "--root", done.root, "--device", "cpu")
+    assert shown.code == 1
+    assert re.search(r"error: 1 failed \(diverges, seed 0\).* the table without them is tabulate/\w+", shown.err)
+    assert "fused needs" in shown.out
+    assert "diverges" not in shown.out
+    artifacts = {artifact.key: artifact for artifact in artifacts_of("one-diverges")}
+    assert "| fused |" in str(artifacts["one-diverges-comparison"].data).replace("**", "")
+    arms = {row["arm"]: row for row in json.loads(str(artifacts["one-diverges-arms"].data))}
+    assert arms["fused, seed 0"] == {"arm": "fused, seed 0", "model": "cached", "evaluation": "cached"}
+    assert arms["diverges, seed 0"]["model"].startswith("failed: ")
+
+
+def artifacts_of(slug: str) -> list[Artifact]:
+    """The artifacts in Prefect's UI whose keys begin so."""
+    with get_client(sync_client=True) as client:
+        return [a for a in client.read_artifacts() if (a.key or "").startswith(f"{slug}-")]

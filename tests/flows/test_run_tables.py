@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from flows.run_page import Work
 from flows.run_tables import Grid, comparison_markdown, lineage_markdown
+from flows.study_page import arms_grid
 from fusion_core.metrics import Interval
 from tasks.artifacts import AlignedRef, EvaluationRef, Manifest, ModelRef, Ref, ScoredRef
 from tasks.planning import Planned
@@ -120,3 +121,19 @@ def test_progress_tells_speed_and_time_left() -> None:
     assert work.sentence(110.0) == "train: 1 of 9,000 steps"
     work.done = 2
     assert work.sentence(110.0) == "train: 2 of 9,000 steps, 0.1 steps/s, 24 h 59 min left"
+
+
+def test_arms_are_rows_with_their_model_and_evaluation() -> None:
+    grid = arms_grid("student")
+    for event in (
+        Event("train", "train student", "computed", seconds=9),  # the target itself, made from nothing
+        Event("train", "train student fused, seed 0", "computed", seconds=2),
+        Event("merge", "merge both", "started"),
+        Event("evaluate", "evaluate fused, seed 0", "failed", message="OSError: gone"),
+        Event("extract", "extract student 001/002", "cached"),
+    ):
+        grid.add(event)
+    assert grid.rows() == [
+        {"arm": "both", "model": "running", "evaluation": ""},
+        {"arm": "fused, seed 0", "model": "computed 2.0 s", "evaluation": "failed: OSError: gone"},
+    ]
