@@ -116,6 +116,8 @@ class _Page:
 
     def hear(self, event: Event) -> None:
         """Takes up an event, in the thread of its step."""
+        if event.state == "waiting":
+            get_run_logger().info("%s: %s", event.label, event.message)
         with self.lock:
             for grid in self.grids:
                 grid.add(event)

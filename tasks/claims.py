@@ -85,6 +85,11 @@ class Claims:
         self.inputs = inputs or []
         self._seen: tuple[str, bytes, float] | None = None
 
+    def are_free(self) -> bool:
+        """Whether no other owner lives, as far as can be told without claiming."""
+        latest = max(self.store.names(self.address, PREFIX), default=None)
+        return latest is None or self._is_dead(latest)
+
     def acquire(self) -> Claim | None:
         """The claim, or None while another owner lives."""
         names = self.store.names(self.address, PREFIX)

@@ -1,14 +1,16 @@
 """One attempt to obtain one artifact: what its body writes to, and whether somebody else is at it already."""
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tasks.artifacts import Manifest, Ref, Runtime, refs_in
-from tasks.claims import Claim, Claims
+from tasks.claims import Claims
 from tasks.progress import Event, EventState, tell
 from tasks.stopping import check_stopped
 from tasks.store import Store
@@ -60,18 +62,30 @@ class Job:
         tell(Event(self.ref.step, self.label, state, **details))
 
 
-def find_or_claim(job: Job) -> Manifest | Claim:
-    """The artifact's manifest, or the right to make it; waits while another owner lives."""
+@contextlib.contextmanager
+def find_or_claim(
+    job: Job, slot: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Manifest | None]:
+    """The artifact's manifest; or None, and the right to make it while the block runs. Waits while another owner lives.
+
+    slot: what is taken besides the claim, and before it: who waits for a slot claims nothing that others could make,
+    and who waits for others keeps no slot from them.
+    """
     inputs = sorted({ref.address for ref in refs_in(job.arguments)})
     claims = Claims(job.store, job.ref.address, job.owner, job.runtime.lease_seconds, inputs)
     told = False
-    while (manifest := job.store.manifest(job.ref)) is None:
-        check_stopped()
-        claim = claims.acquire()
-        if claim is not None:
-            return claim
-        if not told:
-            job.tell("waiting", message="somebody else computes it")
-            told = True
-        time.sleep(min(1.0, job.runtime.lease_seconds / 10))
-    return manifest
+    with contextlib.ExitStack() as held:
+        while (manifest := job.store.manifest(job.ref)) is None:
+            check_stopped()
+            if claims.are_free():
+                held.enter_context(slot())
+                if (claim := claims.acquire()) is not None:
+                    held.enter_context(claim)
+                    manifest = job.store.manifest(job.ref)  # committed between our look and our claim?
+                    break
+                held.close()  # somebody was faster
+            if not told:
+                job.tell("waiting", message="somebody else computes it")
+                told = True
+            time.sleep(min(1.0, job.runtime.lease_seconds / 10))
+        yield manifest

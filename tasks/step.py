@@ -23,20 +23,18 @@ import importlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.concurrency.sync import concurrency
 from prefect.context import TaskRunContext
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from tasks.artifacts import Manifest, Ref, Runtime, canonical_json, fingerprint_of, refs_in
-from tasks.claims import Claim
 from tasks.environment import environment
 from tasks.job import Job, Output, find_or_claim
 from tasks.planning import (
@@ -54,6 +52,7 @@ from tasks.planning import (
     submitted_in,
 )
 from tasks.progress import Event, tell
+from tasks.slots import device_slot
 from tasks.store import open_store
 from tasks.transient import is_transient
 
@@ -217,15 +216,15 @@ class Step(Generic[R]):
             raise
 
     def _find_or_compute(self, job: Job) -> tuple[R, bool]:
-        found = find_or_claim(job)
-        if isinstance(found, Claim):
-            with found:
-                manifest = job.store.manifest(job.ref)  # committed between our look and our claim?
-                if manifest is None:
-                    with _slot(job.runtime, self.on_device):
-                        return self._compute(job), False
+        limit = job.runtime.device_slots
+        if self.on_device and limit is not None:
+            waits = functools.partial(job.tell, "waiting", message=f"no slot of {limit} is free")
+            found = find_or_claim(job, functools.partial(device_slot, limit, waits))
         else:
-            manifest = found
+            found = find_or_claim(job)
+        with found as manifest:
+            if manifest is None:
+                return self._compute(job), False
         job.tell("cached")
         return manifest.ref, True  # type: ignore[return-value]
 
@@ -298,15 +297,6 @@ def _show_cached(refs: list[Ref], label: str) -> State[Any]:
 def _should_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and is_transient(error)
-
-
-@contextlib.contextmanager
-def _slot(runtime: Runtime, on_device: bool) -> Iterator[None]:
-    if on_device and runtime.device_slots is not None:
-        with concurrency(runtime.device_slots, occupy=1, strict=True):
-            yield
-    else:
-        yield
 
 
 def _prefect_ids() -> dict[str, Any]:  # Any: keyword arguments of a manifest

@@ -74,6 +74,11 @@ class Server:
         found = self.ask("POST", "/task_runs/filter", wanted)
         return {run["name"]: run["state"]["name"] for run in found}
 
+    def said(self, run_id: str) -> list[str]:
+        """The run's log, from its beginning."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return [line["message"] for line in self.ask("POST", "/logs/filter", wanted)]
+
 
 @contextlib.contextmanager
 def up(home: Path, root: str, environment: Mapping[str, str], *words: str) -> Iterator[Server]:

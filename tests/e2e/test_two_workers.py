@@ -64,9 +64,7 @@ def start_worker(stack: ExitStack, name: str, server: Server, place: Path, bucke
 
 
 def worker_of(server: Server, run_id: str) -> str:
-    wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-    said = [line["message"] for line in server.ask("POST", "/logs/filter", wanted)]
-    return next(line.split("'")[1] for line in said if line.startswith("Worker '"))
+    return next(line.split("'")[1] for line in server.said(run_id) if line.startswith("Worker '"))
 
 
 def computed_by(server: Server, run_id: str) -> set[str]:

@@ -1,21 +1,29 @@
 """Steps as Prefect tasks: hits are seen as `Cached`, the world is retried, bugs and bad input are not."""
 
+import contextlib
+import contextvars
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from prefect import flow, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.artifacts import Runtime, StoreError, TextsRef
 from tasks.planning import ShardsFailed, resolve, settle
+from tasks.progress import listening
 from tasks.step import Output, step
+from tasks.stopping import Stopped, stoppable
 from tasks.store import open_store
 
 CALLS: list[str] = []
@@ -170,3 +178,45 @@ def test_a_device_slot_is_taken_for_work_and_not_for_hits(runtime: Runtime) -> N
     with pytest.raises(Exception, match="no-such-limit"):
         compute.fn(runtime=limited)
     assert compute.fn(runtime=runtime) == compute.fn(runtime=limited)
+
+
+@pytest.fixture
+def limit(runtime: Runtime) -> Iterator[Runtime]:
+    """A runtime with one device slot, which is free."""
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="one-slot", limit=1))
+        yield runtime.model_copy(update={"device_slots": "one-slot"})
+        client.delete_global_concurrency_limit_by_name("one-slot")
+
+
+def test_who_waits_for_a_slot_claims_nothing_and_goes_on_when_it_is_free(limit: Runtime) -> None:
+    heard: list[str] = []
+    with listening(lambda event: heard.append(event.state)), ThreadPoolExecutor() as pool:
+        with concurrency("one-slot", strict=True):
+            waiting = pool.submit(compute.fn, runtime=limit)
+            _wait_for(lambda: heard == ["waiting"])
+            assert open_store(limit).listing() == {}
+            made = compute.fn(runtime=limit.model_copy(update={"device_slots": None}))  # nobody has to wait for it
+        assert waiting.result(30) == made
+    assert heard == ["waiting", "started", "computed", "cached"]
+
+
+def test_a_wait_for_a_slot_ends_when_the_run_is_told_to(limit: Runtime) -> None:
+    heard: list[str] = []
+    with listening(lambda event: heard.append(event.state)), ThreadPoolExecutor() as pool:
+        with concurrency("one-slot", strict=True):
+            with contextlib.suppress(KeyboardInterrupt), stoppable():
+                waiting = pool.submit(contextvars.copy_context().run, partial(compute.fn, runtime=limit))
+                _wait_for(lambda: heard == ["waiting"])
+                raise KeyboardInterrupt
+            with pytest.raises(Stopped):
+                waiting.result(10)
+        with concurrency("one-slot", strict=True, max_retries=0):  # it took none
+            pass
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < end, "nothing happened within 30 s"
+        time.sleep(0.05)

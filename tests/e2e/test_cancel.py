@@ -1,0 +1,113 @@
+"""A run that is cancelled from the UI: its processes end, nothing half-made stays, the next goes on from there."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tasks.artifacts import Runtime
+from tasks.claims import PREFIX
+from tasks.garbage import find_garbage
+from tasks.lineage import Library
+from tasks.store import open_store
+from tasks.training.checkpoints import CHECKPOINTS, MARK
+from tests.conftest import ModelFactory
+from tests.e2e.machine import Server, up
+from tests.e2e.recipes import tiny_recipe
+
+LIMIT_SECONDS = 10.0
+SLOT = "gpu-slots"
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[Server]:
+    with up(place / "home", str(place / "store"), {}, "--workers", "gpu", "--gpu-slots", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def recipe(place: Path, tiny_llama: ModelFactory, tiny_neox: ModelFactory) -> dict[str, Any]:
+    made = tiny_recipe(place / "texts", tiny_llama(), tiny_neox()).model_dump(mode="json")
+    return made | {"evaluation": None, "training": made["training"] | {"epochs": 100}}  # half a minute of training
+
+
+def test_cancelling_stops_a_training_and_a_wait_for_its_slot(
+    server: Server, place: Path, recipe: dict[str, Any]
+) -> None:
+    root = place / "store"
+    runtime = {"root": str(root), "device": "cpu", "device_slots": SLOT, "training": {"checkpoint_seconds": 1}}
+    asked = {"recipe": recipe, "runtime": runtime}
+    run_id = server.start("fuse-models/fuse", asked)
+    wait_until(lambda: any(is_training(process) for process in processes_of(run_id)))
+    wait_until(lambda: any(root.glob(f"train/*/{CHECKPOINTS}/*/{MARK}")))
+
+    # Another run wants the only slot. It has nothing of its own yet, and must not keep others from making it.
+    other = {**recipe, "name": "other", "training": recipe["training"] | {"seed": 1}}
+    waiting = server.start("fuse-models/fuse", {**asked, "recipe": other})
+    wait_until(lambda: f"train student fused: no slot of {SLOT} is free" in server.said(waiting))
+    assert len(claims(root)) == 1
+    assert cancel(server, waiting) < LIMIT_SECONDS
+    assert any(is_training(process) for process in processes_of(run_id))
+
+    assert cancel(server, run_id) < LIMIT_SECONDS
+    assert claims(root) == []
+    assert leftovers(root) == []
+
+    again = server.start("fuse-models/fuse", asked)
+    assert server.wait_for(again, 180) == "COMPLETED"
+    (manifest,) = [m for m in Library.load(open_store(Runtime(root=str(root)))).manifests.values() if m.step == "train"]
+    assert manifest.facts["resumed_at_step"] > 0
+    assert leftovers(root) == []
+
+
+def cancel(server: Server, run_id: str) -> float:
+    """The seconds until the run is Cancelled and none of its processes is left. As the UI's button does it."""
+    clock = time.monotonic()
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    assert server.ask("POST", f"/flow_runs/{run_id}/set_state", state)["status"] == "ACCEPT"
+    wait_until(lambda: not processes_of(run_id))
+    seconds = time.monotonic() - clock
+    assert server.wait_for(run_id, 60) == "CANCELLED"
+    return seconds
+
+
+def processes_of(run_id: str) -> list[psutil.Process]:
+    """All that the worker started for the run, and what these started."""
+    return [
+        process for process in psutil.process_iter() if environment_of(process).get("PREFECT__FLOW_RUN_ID") == run_id
+    ]
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except (psutil.Error, OSError):  # somebody else's, or gone
+        return {}
+
+
+def is_training(process: psutil.Process) -> bool:
+    try:
+        return "tasks.training.child" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def claims(root: Path) -> list[Path]:
+    return list(root.glob(f"*/*/{PREFIX}*"))
+
+
+def leftovers(root: Path) -> list[str]:
+    """Half-made artifacts."""
+    library = Library.load(open_store(Runtime(root=str(root))))
+    keep = [manifest.ref for manifest in library.manifests.values()]
+    return [item.path for item in find_garbage(library, keep, min_age=0.0)]
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"nothing happened within {seconds:.0f} s"
+        time.sleep(0.1)
