@@ -15,6 +15,8 @@ from tasks.artifacts import Runtime
 
 ROOT_VARIABLE = "LLM_FUSE_ROOT"
 DEFAULT_ROOT = "./.llm-fuse"
+HEARTBEAT_SECONDS = 30
+"""Prefect takes no less; its automation waits for almost three of them."""
 _GRACE_SECONDS = 6.0
 
 
@@ -67,12 +69,28 @@ def quiet_libraries(*, verbose: bool) -> None:
 
 def launch(flow: Any, *arguments: Any, runtime: Runtime, **keywords: Any) -> Any:  # Any: a flow's signature is its own
     """What the flow returns. Raises what it failed with."""
-    with _ends_when_told():
+    with _ends_when_told(), _heard_by_the_server():
         state = flow(*arguments, runtime=runtime, return_state=True, **keywords)
     value = state.result(raise_on_failure=False)
     if isinstance(value, BaseException):
         raise value
     return value
+
+
+@contextlib.contextmanager
+def _heard_by_the_server() -> Iterator[None]:
+    """Within the block runs tell their server every so often that they live, as those of workers do.
+
+    A run that is killed is then marked Crashed by the server's automation (`infra.automations`), which leaves alone
+    whoever never said anything. A server inside this process ends with it, and is told nothing.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    if PREFECT_API_URL.value() is None:
+        yield
+        return
+    with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_SECONDS}):
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flows.cli.launch import ROOT_VARIABLE
+from flows.cli.launch import HEARTBEAT_SECONDS, ROOT_VARIABLE
 
 AUTH_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 POSTGRES_VARIABLE = "LLM_FUSE_POSTGRES"
@@ -61,7 +61,7 @@ class Server:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_HOME": str(self.home),  # a profile of the user's may point at another server
             "PREFECT_API_URL": f"{self.url}/api",
-            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
             "PREFECT_CLI_COLORS": "false",
             "PYTHONUNBUFFERED": "1",
             ROOT_VARIABLE: root,

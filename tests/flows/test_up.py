@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -70,6 +71,14 @@ class Up:
             time.sleep(0.5)
             run = self.api("GET", f"/flow_runs/{run['id']}")
         return dict(run["state"])
+
+    def wait_for(self, found: Callable[[], Any], seconds: float) -> Any:
+        """The first of what is found that isn't empty."""
+        end = time.monotonic() + seconds
+        while not (value := found()):
+            assert time.monotonic() < end, f"nothing within {seconds:.0f} s"
+            time.sleep(0.5)
+        return value
 
     def family(self) -> list[psutil.Process]:
         """Every process that it has started, the watchdog aside."""
@@ -143,12 +152,26 @@ def test_a_run_of_a_deployment_completes(up: Up) -> None:
 def test_a_run_that_fails_is_told(up: Up) -> None:
     state = up.run("collect-garbage/gc", {"runtime": {"root": "/proc/no/store"}})
     assert state["type"] == "FAILED"
-    end = time.monotonic() + 30
-    while not up.told:
-        assert time.monotonic() < end, "nobody was told"
-        time.sleep(0.2)
+    up.wait_for(lambda: up.told, 30)
     assert up.told[0]["text"].startswith("llm-fuse: a run failed\ncollect-garbage")
     assert state["message"].splitlines()[0][:40] in up.told[0]["text"]
+
+
+def test_a_run_from_a_terminal_that_is_killed_is_marked_and_a_silent_one_is_not(up: Up, tmp_path: Path) -> None:
+    """Silent from its beginning: of an installation that sends no signs of life."""
+    flow = up.api("POST", "/flows/", {"name": "elsewhere"})
+    silent = up.api("POST", "/flow_runs/", {"flow_id": flow["id"], "state": {"type": "RUNNING"}})
+    command = [*COMMAND, "run", "quickstart", "--root", str(tmp_path)]
+    with subprocess.Popen(command, env=up.environment, stderr=subprocess.DEVNULL, start_new_session=True) as run:
+        wanted: dict[str, Any] = {"flows": {"name": {"any_": ["fuse-models"]}}}
+        killed = up.wait_for(lambda: up.api("POST", "/flow_runs/filter", wanted), 90)[0]["id"]
+        heard = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{killed}"]}}
+        up.wait_for(lambda: up.api("POST", "/events/filter", {"filter": heard})["events"], 60)
+        os.killpg(run.pid, signal.SIGKILL)
+    up.wait_for(lambda: up.api("GET", f"/flow_runs/{killed}")["state"]["type"] == "CRASHED", 150)
+    state = up.api("GET", f"/flow_runs/{killed}")["state"]
+    assert state["message"].startswith("no sign of life for 80 s")
+    assert up.api("GET", f"/flow_runs/{silent['id']}")["state"]["type"] == "RUNNING"
 
 
 def test_registering_again_keeps_what_people_set(up: Up) -> None:
