@@ -211,10 +211,10 @@ def _coverage(evaluated: Evaluated) -> str:
 def _wins(evaluated: Evaluated) -> str:
     if evaluated.wins is None:
         return ""
-    rows = [
-        [domain, f"{f.documents:,}", *[_share(won, f.documents) for won in f.documents_won], _share(f.rows_covered, f.rows)]
-        for domain, f in evaluated.wins.domains.items()
-    ]  # fmt: skip
+    rows = []
+    for domain, facts in evaluated.wins.domains.items():
+        won = [_share(won, facts.documents) for won in facts.documents_won]
+        rows.append([domain, f"{facts.documents:,}", *won, _share(facts.rows_covered, facts.rows)])
     header = ["domain", "documents", *evaluated.wins.candidates, "rows with a teacher"]
     return f"Share of documents that each model taught.\n\n{_table(header, rows)}"
 
@@ -241,8 +241,8 @@ def _effort(made: Sequence[Manifest]) -> str:
     code = made[0].environment.get("code", {})
     commit = f", commit {code['commit'][:12]}{' with changes' * bool(code.get('dirty'))}" if "commit" in code else ""
     return (
-        f"{len(made):,} artifacts, {format_seconds(seconds)} of computing in all (device asked for: {', '.join(devices)}); "
-        "energy was not measured. "
+        f"{len(made):,} artifacts, {format_seconds(seconds)} of computing in all (devices asked for: "
+        f"{', '.join(devices)}); energy was not measured. "
         f"llm-fuse {code.get('version')}{commit}; {', '.join(f'{name} {v}' for name, v in packages.items())}."
     )
 

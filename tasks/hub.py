@@ -90,7 +90,7 @@ def resolve_commit(kind: RepoKind, repo: str, revision: str, store: Store) -> st
                 f"{kind} {repo}: expected the hub, or revision {revision!r} in the store, found only {commits}; "
                 "name one of these as the revision, or go online"
             ) from error
-        if _is_offline():
+        if is_offline():
             raise ValueError(
                 f"{kind} {repo}: expected revision {revision!r} remembered in the store since HF_HUB_OFFLINE is set, "
                 "found nothing; run once online, or use a local folder"
@@ -110,7 +110,7 @@ def remember_commit(kind: RepoKind, repo: str, revision: str, commit: str, store
 def list_files(repo: str, commit: str) -> Listing:
     """What a model repository holds at a commit. Raises as `resolve_commit` does."""
     with _explained("model", repo, commit):
-        info = _api().model_info(repo, revision=commit, files_metadata=True)
+        info = connect().model_info(repo, revision=commit, files_metadata=True)
     card = info.card_data.to_dict() if info.card_data else {}
     licence = card.get("license")
     files = {s.rfilename: HubFile(s.size or 0, s.lfs.sha256 if s.lfs else None) for s in info.siblings or ()}
@@ -121,7 +121,7 @@ def read_dataset_licence(repo: str, revision: str) -> str | None:
     """The licence that a data set's card names; None where there is none, or nobody can be asked."""
     try:
         with _explained("dataset", repo, revision):
-            info = _api().dataset_info(repo, revision=revision, timeout=10)
+            info = connect().dataset_info(repo, revision=revision, timeout=10)
     except (ConnectionError, ValueError):
         return None
     licence = (info.card_data.to_dict() if info.card_data else {}).get("license")
@@ -164,7 +164,8 @@ def _check_content(path: Path, file: HubFile) -> None:
         )
 
 
-def _api() -> "HfApi":
+def connect() -> "HfApi":
+    """The library's client for the endpoint and token of the environment."""
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=_endpoint())
@@ -175,15 +176,16 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
+    """Whether the user wants nothing asked of the hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _ask_for_commit(kind: RepoKind, repo: str, revision: str) -> str:
-    if _is_offline():
+    if is_offline():
         raise ConnectionError("HF_HUB_OFFLINE is set")
     with _explained(kind, repo, revision):
-        info = _api().repo_info(repo, repo_type=kind, revision=revision, timeout=10)
+        info = connect().repo_info(repo, repo_type=kind, revision=revision, timeout=10)
     if info.sha is None or not COMMIT.fullmatch(info.sha):
         raise ValueError(
             f"{kind} {repo}: expected a commit of 40 hex digits from the hub, found {info.sha!r}; check HF_ENDPOINT"
@@ -196,7 +198,7 @@ def _explained(kind: RepoKind, repo: str, revision: str) -> Iterator[None]:
     """Turns the hub's errors within the block into sentences that say what to do."""
     from huggingface_hub import errors
 
-    if _is_offline():
+    if is_offline():
         raise ValueError(f"{kind} {repo} at {revision}: not in the store, and HF_HUB_OFFLINE is set; run once online")
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
     try:
@@ -223,12 +225,13 @@ def _explained(kind: RepoKind, repo: str, revision: str) -> Iterator[None]:
             ) from error
         raise
     except Exception as error:
-        if _is_unreachable(error):
+        if is_unreachable(error):
             raise ConnectionError(f"{kind} {repo}: the hub can't be reached: {_first_line(error)}") from error
         raise
 
 
-def _is_unreachable(error: BaseException) -> bool:
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the network failed, and not what was asked."""
     # The hub's HTTP client differs between its versions; in all of them what the network did is a TransportError.
     names = {parent.__name__ for parent in type(error).__mro__}
     return bool(names & {"TransportError", "OfflineModeIsEnabled"}) or is_transient(error)

@@ -271,5 +271,6 @@ def _evaluated(library: Library, report: Manifest, comparison: Comparison) -> Ev
 def _recipe(library: Library, model: ModelRef, report: tuple[Manifest, Comparison] | None) -> dict[str, Any] | None:
     if report is not None:
         return dict(report[0].arguments["recipe"])
-    kept = [record.recipe for record in runs(library.store).values() if model in record.refs]
+    records = runs(library.store).values()
+    kept = [r.recipe for r in records if model in r.refs and "target" in r.recipe]  # a study isn't a recipe
     return kept[-1] if kept else None

@@ -13,7 +13,7 @@ OWNERS = {  # package -> the modules of tasks/ that may import it
     "datasets": {"corpus"},
     "lm_eval": {"harness"},
     "s3fs": {"store"},
-    "huggingface_hub": {"hub", "download", "card"},
+    "huggingface_hub": {"hub", "hub_upload", "download", "card"},
 }
 STDLIB_FILES = {"pathlib", "os", "io", "shutil", "tempfile", "logging", "subprocess", "socket"}
 CORE_MAY = {"torch", "numpy", "numba", "pydantic", "jaxtyping", "fusion_core", "llvmlite"}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import inspecting, looking, running, serving
+from flows.cli import inspecting, looking, publishing, running, serving
 from flows.cli.exits import INTERRUPTED, OK, USAGE, report_error
 from flows.cli.launch import quiet_libraries
 
@@ -55,6 +55,7 @@ for _command in (
     running.compare,
     running.evaluate,
     running.refresh,
+    publishing.publish,
     looking.lineage,
     looking.verify,
     looking.gc,

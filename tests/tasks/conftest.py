@@ -20,6 +20,7 @@ import pytest
 
 from tasks.artifacts import Runtime
 from tasks.store import Store
+from tests.tasks.hub_writes import Writes, Written
 
 
 @dataclass
@@ -48,11 +49,17 @@ class Hub:
     corrupt_once: set[str] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    written: Written = field(default_factory=Written)
+    branches: set[str] = field(default_factory=lambda: {"main"})
 
     def push(self, repo: str, folder: Path, revision: str = "main", **extra: bytes | str) -> str:
         """Commits a folder's files (and `extra`, by name), moves the revision there, returns the commit."""
         files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         files |= {name: body if isinstance(body, bytes) else body.encode() for name, body in extra.items()}
+        return self.add(repo, files, revision)
+
+    def add(self, repo: str, files: dict[str, bytes], revision: str = "main") -> str:
+        """Commits these files and nothing else, moves the revision there, returns the commit."""
         content = "".join(f"{name} {_sha256(body)}\n" for name, body in sorted(files.items()))
         commit = hashlib.sha1(f"{repo}\n{content}".encode()).hexdigest()
         repository = self.repositories.setdefault(repo, Repository())
@@ -69,7 +76,7 @@ def _sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writes, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
@@ -193,6 +200,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # a protocol that this hub doesn't speak
     for variable in ("HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     yield hub

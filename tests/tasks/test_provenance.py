@@ -176,9 +176,9 @@ def test_a_verdict_on_the_model_is_found(bench: Bench) -> None:
 
 def test_the_recipe_is_that_of_the_run_which_came_to_the_model(bench: Bench) -> None:
     model = bench.fuse(bench.model("base"), [])
-    record = RunRecord(name="n", started_at="2026-01-01", recipe={"name": "mine"}, refs=[model])
+    record = RunRecord(name="n", started_at="2026-01-01", recipe={"name": "mine", "target": {}}, refs=[model])
     record_run(open_store(bench.runtime), record, run_id="r")
-    assert bench.read(model).recipe == {"name": "mine"}
+    assert bench.read(model).recipe == {"name": "mine", "target": {}}
     assert bench.read(model).name == "mine"
 
 
