@@ -23,13 +23,26 @@ class Document:
 
 def shards_of(corpus: CorpusRef, runtime: Runtime) -> list[ShardRef]:
     """The refs of a built corpus's shards, in order; empty for a corpus that has not been built."""
-    if corpus.num_shards == 0:
-        return []
-    marks = json.loads((open_store(runtime).fetch(corpus, [SHARDS]) / SHARDS).read_text())
+    return [] if corpus.num_shards == 0 else list_shards(open_store(runtime), corpus)
+
+
+def list_shards(store: Store, corpus: CorpusRef) -> list[ShardRef]:
+    """The refs of a built corpus's shards, in order. Raises `StoreError` where the store doesn't hold it whole."""
+    marks = json.loads((store.fetch(corpus, [SHARDS]) / SHARDS).read_text())
     return [
         ShardRef(step=corpus.step, fingerprint=corpus.fingerprint, index=i, digest=mark["digest"])
         for i, mark in enumerate(marks)
     ]
+
+
+def holds_document(store: Store, shard: ShardRef, document: str) -> bool:
+    """Whether a piece of the document with this id is in the shard; reads the shard's ids alone."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    name = _shard_name(shard.index)
+    ids = pq.read_table(store.fetch(shard, [name]) / name, columns=["id"]).column("id")
+    return bool(pc.any(pc.equal(ids, document)).as_py())
 
 
 def read_documents(store: Store, shard: ShardRef) -> list[Document]:

@@ -10,7 +10,8 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tasks.artifacts import AnyRef, Manifest, Ref, ShardRef, StoreError
+from tasks.artifacts import AnyRef, CorpusRef, Manifest, Ref, ShardRef, StoreError
+from tasks.documents import list_shards
 from tasks.objects import Entry
 from tasks.store import MANIFEST, Store
 
@@ -144,7 +145,18 @@ class Library:
         return [] if manifest is None else list(manifest.inputs)
 
     def _users(self, ref: Ref) -> list[Ref]:
-        return self._users_by_address.get(ref.address, [])
+        direct = self._users_by_address.get(ref.address, [])
+        if not isinstance(ref, CorpusRef):
+            return direct
+        # what read a shard is named after the corpus in which it stood then, and this one may hold the same shard
+        return direct + [user for digest in self._contents(ref) for user in self._users_of_content.get(digest, [])]
+
+    def _contents(self, corpus: CorpusRef) -> list[str]:
+        """The digests of its shards; empty where the list of them is gone from the store."""
+        try:
+            return [shard.digest for shard in list_shards(self.store, corpus)]
+        except StoreError:
+            return []
 
     @cached_property
     def _users_by_address(self) -> dict[str, list[Ref]]:
