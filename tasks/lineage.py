@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
@@ -17,9 +17,10 @@ from tasks.store import MANIFEST, Store
 
 ADDRESS = re.compile(r"(?P<address>[a-z][a-z0-9_]*/[0-9a-f]{32})/(?P<rest>.*)")
 """How the path of everything that belongs to an artifact begins; nothing else below a root is ours to judge."""
+RUNS, ELSEWHERE = "runs", "lineage"
+_NOTE = re.compile(rf"{ELSEWHERE}/[a-z][a-z0-9_]*/[0-9a-f]{{32}}\.json")
 T = TypeVar("T")
 U = TypeVar("U")
-RUNS = "runs"
 PARALLEL_READS = 16
 
 
@@ -60,27 +61,47 @@ def runs(store: Store) -> dict[str, RunRecord]:
     return dict(sorted(found.items(), key=lambda item: item[1].started_at))
 
 
+def note_elsewhere(store: Store, manifest: Manifest) -> None:
+    """Keeps the manifest of an artifact that lies in another root, for lineage alone: no step takes it for a result."""
+    store.write(f"{ELSEWHERE}/{manifest.ref.address}.json", manifest.to_json())
+
+
+def read_known(store: Store, ref: Ref) -> Manifest | None:
+    """The manifest of an artifact that is here, or what was noted of one elsewhere; None for neither."""
+    manifest = store.manifest(ref)
+    if manifest is not None:
+        return manifest
+    noted = store.read(f"{ELSEWHERE}/{ref.address}.json")
+    return None if noted is None else Manifest.from_json(noted, ref.address)
+
+
 @dataclass(frozen=True)
 class Library:
-    """All artifacts of a store, by address, and the listing they were found in: a snapshot."""
+    """All artifacts of a store, by address, and the listing they were found in: a snapshot.
+
+    elsewhere: what was noted of artifacts that lie in other roots.
+    """
 
     store: Store
     manifests: dict[str, Manifest]
     listing: dict[str, Entry]
+    elsewhere: dict[str, Manifest] = field(default_factory=dict)
 
     @classmethod
     def load(cls, store: Store) -> Self:
         """Reads every manifest below the root. Raises `StoreError` naming one that is damaged or too new."""
         listing = store.listing()
         marks = [path for path in listing if (m := ADDRESS.fullmatch(path)) and m["rest"] == MANIFEST]
-        addresses = [path.removesuffix(f"/{MANIFEST}") for path in marks]
-        bodies = _in_parallel(store.read, marks)
-        manifests = {
-            address: Manifest.from_json(body, address)
-            for address, body in zip(addresses, bodies, strict=True)
-            if body is not None  # withdrawn since the listing
-        }
-        return cls(store, manifests, listing)
+        notes = [path for path in listing if _NOTE.fullmatch(path)]
+        manifests = _read_manifests(store, {path: path.removesuffix(f"/{MANIFEST}") for path in marks})
+        noted = {path: path.removeprefix(f"{ELSEWHERE}/").removesuffix(".json") for path in notes}
+        elsewhere = _read_manifests(store, {p: address for p, address in noted.items() if address not in manifests})
+        return cls(store, manifests, listing, elsewhere)
+
+    @cached_property
+    def known(self) -> dict[str, Manifest]:
+        """The manifests of all artifacts that something is known of, here or elsewhere."""
+        return self.manifests | self.elsewhere
 
     def ancestors(self, ref: Ref) -> list[Ref]:
         """What the artifact was made from, nearest first, each once; one that is gone from the store is in it too.
@@ -128,11 +149,12 @@ class Library:
     def verify(self, refs: Iterable[Ref] | None = None) -> list[str]:
         """One sentence per missing artifact or file and per file whose bytes differ; empty when all is whole.
 
-        Checks the refs and all their ancestors, or the whole store; reads every byte.
+        Checks the refs and all their ancestors, or the whole store; reads every byte. What is known to lie elsewhere
+        isn't missing.
         """
         kept = [manifest.ref for manifest in self.manifests.values()] if refs is None else list(refs)
         reached = self._closure(kept, self._inputs)
-        problems = [f"{ref.address}: not in {self.store.root}" for ref in reached if ref.address not in self.manifests]
+        problems = [f"{ref.address}: not in {self.store.root}" for ref in reached if ref.address not in self.known]
         whole = [self.manifests[ref.address] for ref in reached if ref.address in self.manifests]
         for found in _in_parallel(self.store.damage, whole):
             problems.extend(found)
@@ -141,7 +163,7 @@ class Library:
     # ---- the graph ---------------------------------------------------------------------------------
 
     def _inputs(self, ref: Ref) -> list[Ref]:
-        manifest = self.manifests.get(ref.address)
+        manifest = self.known.get(ref.address)
         return [] if manifest is None else list(manifest.inputs)
 
     def _users(self, ref: Ref) -> list[Ref]:
@@ -168,7 +190,7 @@ class Library:
 
     def _index(self, key: Callable[[Ref], str]) -> dict[str, list[Ref]]:
         index: dict[str, list[Ref]] = {}
-        for manifest in self.manifests.values():
+        for manifest in self.known.values():
             for used in {key(ref) for ref in manifest.inputs}:
                 index.setdefault(used, []).append(manifest.ref)
         return index
@@ -180,9 +202,17 @@ class Library:
         while layer:
             fresh = {ref.address: ref for ref in layer if ref.address not in found}
             for address, ref in fresh.items():
-                found[address] = self.manifests[address].ref if address in self.manifests else ref
+                found[address] = self.known[address].ref if address in self.known else ref
             layer = [near for ref in fresh.values() for near in neighbours(ref)]
         return list(found.values())
+
+
+def _read_manifests(store: Store, paths: dict[str, str]) -> dict[str, Manifest]:
+    """By address; `paths` are where they lie, each with its address."""
+    bodies = zip(paths.values(), _in_parallel(store.read, paths), strict=True)
+    return {
+        address: Manifest.from_json(body, address) for address, body in bodies if body is not None
+    }  # None: gone now
 
 
 def _in_parallel(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

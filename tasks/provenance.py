@@ -125,7 +125,7 @@ def read_provenance(library: Library, model: ModelRef) -> Provenance:
         recipe=_recipe(library, model, report),
         evaluated=None if report is None else _evaluated(library, *report),
         verdicts=tuple(find_verdicts(library, model)),
-        made=(manifest, *(library.manifests[ref.address] for ref in ancestors if ref.address in library.manifests)),
+        made=(manifest, *(library.known[ref.address] for ref in ancestors if ref.address in library.known)),
     )
 
 
@@ -138,7 +138,7 @@ def _origins(library: Library, manifest: Manifest, names: dict[str, str]) -> Ite
     pending: list[tuple[ModelRef, Part, bool]] = [(ref, part, True) for ref, part in _parents(library, manifest)]
     while pending:
         ref, part, is_direct = pending.pop(0)
-        own = library.manifests.get(ref.address)
+        own = library.known.get(ref.address)
         if own is None or ref.address in told:
             continue
         told.add(ref.address)
@@ -163,7 +163,7 @@ def _parents(library: Library, manifest: Manifest) -> list[tuple[ModelRef, Part]
                 found.setdefault(ref.address, (ref, part))
             elif ref.address not in seen and not isinstance(ref, ShardRef | CorpusRef):
                 seen.add(ref.address)
-                own = library.manifests.get(ref.address)
+                own = library.known.get(ref.address)
                 below += [(older, "teacher") for older in (own.inputs if own else ())]
         layer = below
     return list(found.values())
@@ -197,7 +197,7 @@ def _subject(manifest: Manifest) -> str:
 
 
 def _describe_corpus(library: Library, ref: Ref) -> Data:
-    manifest = library.manifests.get(ref.address)
+    manifest = library.known.get(ref.address)
     if manifest is None:
         corpus = CorpusRef(step=ref.step, fingerprint=ref.fingerprint)
         return Data(str(ref), corpus, ref.fingerprint, 0, 0, ("no longer in the store",), {})
@@ -262,9 +262,9 @@ def _evaluated(library: Library, report: Manifest, comparison: Comparison) -> Ev
     target = next((row.name for row in rows if row.role == "target"), "target")
     return Evaluated(
         comparison=comparison,
-        trainings=tuple(read_trainings(rows, library.manifests)),
-        coverage=tuple(read_coverage(sources, aligned, library.manifests)),
-        wins=read_wins([target, *sources], fused, library.manifests),
+        trainings=tuple(read_trainings(rows, library.known)),
+        coverage=tuple(read_coverage(sources, aligned, library.known)),
+        wins=read_wins([target, *sources], fused, library.known),
     )
 
 

@@ -43,7 +43,7 @@ def trace_document(library: Library, document: str) -> DocumentTrace:
     digests = {digest for digest, found in holding.items() if found}
     reached = {ref.address: ref for found in holding.values() if found for ref in library.descendants(found[0])}
     models = [ref for ref in reached.values() if isinstance(ref, ModelRef)]
-    trained = [ref for ref in models if _shards_read(library.manifests[ref.address]) & digests]
+    trained = [ref for ref in models if _shards_read(library.known[ref.address]) & digests]
     return DocumentTrace(
         shards=tuple(shard for found in holding.values() for shard in found),
         trained=tuple(trained),
@@ -106,7 +106,7 @@ def _differences(
     library: Library, one: Ref, other: Ref
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, Ref, Ref]]]:
     """What two artifacts differ in by themselves, and the pairs of inputs in which they differ."""
-    left, right = library.manifests.get(one.address), library.manifests.get(other.address)
+    left, right = library.known.get(one.address), library.known.get(other.address)
     if left is None or right is None:
         there, here = (ABSENT if manifest is None else "in the store" for manifest in (left, right))
         return [("its manifest", there, here)], []

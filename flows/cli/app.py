@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import inspecting, looking, publishing, running, serving
+from flows.cli import inspecting, looking, publishing, running, serving, tracing
 from flows.cli.exits import INTERRUPTED, OK, USAGE, report_error
 from flows.cli.launch import quiet_libraries
 
@@ -56,7 +56,8 @@ for _command in (
     running.evaluate,
     running.refresh,
     publishing.publish,
-    looking.lineage,
+    tracing.lineage,
+    tracing.pull,
     looking.verify,
     looking.gc,
     serving.up,

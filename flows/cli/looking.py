@@ -1,4 +1,4 @@
-"""Commands that look at recipes and at the store: plan, report, init, lineage, verify, gc."""
+"""Commands that look at recipes and at the store: plan, report, init, verify, gc."""
 
 import sys
 from collections.abc import Mapping
@@ -103,32 +103,6 @@ def init(
     with output.open("x", encoding="utf-8") as stream:
         stream.write(recipe)
     print(f"wrote {output}; next: llm-fuse plan {output}", file=sys.stderr)
-
-
-def lineage(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="REF|PATH", help="step/fingerprint, the first digits of a fingerprint, or a path into the store."
-        ),
-    ],
-    root: RootOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what an artifact was made from, back to text and models, and what was made from it."""
-    from flows.cli.tables import print_result
-    from flows.cli.trees import lineage_tree
-    from tasks.lineage import Library
-    from tasks.store import open_store
-
-    library = Library.load(open_store(runtime_of(root)))
-    ref = library.find(what)
-    if not as_json:
-        print_result(lineage_tree(library, ref))
-        return
-    found = {"ancestors": library.ancestors(ref), "descendants": library.descendants(ref)}
-    addresses = {name: [ref.address for ref in refs] for name, refs in found.items()}
-    print_json({"ref": ref.address, **addresses, "manifest": library.manifests[ref.address].model_dump(mode="json")})
 
 
 def verify(

@@ -1,7 +1,7 @@
-"""What the terminal shows of lineage: an artifact's ancestors as a tree, its users as a list."""
+"""What the terminal shows of lineage: ancestors as a tree, users as a list, a document's models, differences."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -13,6 +13,7 @@ from tasks.artifacts import Manifest, Ref
 
 if TYPE_CHECKING:
     from tasks.lineage import Library
+    from tasks.tracing import Difference, DocumentTrace
 
 _COUNTER = re.compile(r" \d+/\d+$")
 _SHOWN_FACTS = ("id", "commit", "path", "licence", "documents", "tokens")
@@ -26,14 +27,49 @@ def lineage_tree(library: "Library", ref: Ref) -> RenderableType:
     return Group(tree, Text("used by" if users else "used by nothing", style="dim"), *users)
 
 
+def document_table(library: "Library", trace: "DocumentTrace") -> RenderableType:
+    """The models that contain a document, most directly first, what else read it, and where it stands."""
+    groups = {
+        "trained on it": trace.trained,
+        "made from a model or teacher that was": trace.inherited,
+        "read it otherwise": trace.read,
+    }
+    lines = [Text(f"in no corpus of {library.store.root}", style="dim")] if not trace.shards else []
+    for title, refs in groups.items():
+        if refs:
+            lines += [
+                Text(title, style="dim"),
+                *[Text(f"  {_describe(library, each)}") for each in _stages(library, refs)],
+            ]
+    shards = [Text(f"  {shard} shard {shard.index}") for shard in trace.shards]
+    lines += [Text("stands in", style="dim"), *shards] if shards else []
+    lines += [Text(f"could not be read: {told}", style="red") for told in trace.unread]
+    return Group(*lines)
+
+
+def differences_list(library: "Library", left: Ref, right: Ref, differences: "Sequence[Difference]") -> RenderableType:
+    """The first difference with the way to it, then the others, a line each."""
+    title = Text(f"{_describe(library, [left])}\n{_describe(library, [right])}")
+    if not differences:
+        return Group(title, Text("the same artifact", style="dim"))
+    lines = [Text.assemble((_way(d), "bold"), f": {d.left} against {d.right}") for d in differences]
+    others = [Text("then in", style="dim"), *lines[1:]] if lines[1:] else []
+    return Group(title, Text("they differ first in", style="dim"), lines[0], *others)
+
+
+def _way(difference: "Difference") -> str:
+    inputs = [argument for argument, _, _ in difference.trail if argument]
+    return " > ".join([*inputs, difference.where])
+
+
 def _grow(library: "Library", tree: Tree, refs: list[Ref], shown: set[str]) -> None:
-    inputs = {i.address: i for ref in refs if (m := library.manifests.get(ref.address)) for i in m.inputs}
+    inputs = {i.address: i for ref in refs if (m := library.known.get(ref.address)) for i in m.inputs}
     for group in _stages(library, inputs.values()):
         branch = tree.add(_describe(library, group))
         if fresh := [ref for ref in group if ref.address not in shown]:
             shown.update(ref.address for ref in fresh)
             _grow(library, branch, fresh, shown)
-        elif any(library.manifests[ref.address].inputs for ref in group if ref.address in library.manifests):
+        elif any(library.known[ref.address].inputs for ref in group if ref.address in library.known):
             branch.add(Text("as above", style="dim"))
 
 
@@ -41,7 +77,7 @@ def _stages(library: "Library", refs: Iterable[Ref]) -> list[list[Ref]]:
     """The refs by stage: the shards of `extract neox` are one group."""
     groups: dict[tuple[str, str], list[Ref]] = {}
     for ref in refs:
-        manifest = library.manifests.get(ref.address)
+        manifest = library.known.get(ref.address)
         label = ref.address if manifest is None else _COUNTER.sub("", manifest.label)
         groups.setdefault((ref.step, label), []).append(ref)
     return list(groups.values())
@@ -49,7 +85,7 @@ def _stages(library: "Library", refs: Iterable[Ref]) -> list[list[Ref]]:
 
 def _describe(library: "Library", refs: list[Ref]) -> Text:
     """One line for an artifact or the shards of one stage."""
-    manifests = [library.manifests[ref.address] for ref in refs if ref.address in library.manifests]
+    manifests = [library.known[ref.address] for ref in refs if ref.address in library.known]
     if not manifests:
         return Text(f"{refs[0]}  missing", style="red")
     size = show_bytes(sum(m.total_bytes for m in manifests))
@@ -57,6 +93,7 @@ def _describe(library: "Library", refs: list[Ref]) -> Text:
     label = _COUNTER.sub("", manifests[0].label) if len(refs) > 1 else manifests[0].label
     where = f"{len(refs)} shards" if len(refs) > 1 else str(refs[0])
     facts = "" if len(refs) > 1 else _facts(manifests[0])
+    facts += "" if refs[0].address in library.manifests else "  elsewhere"
     return Text.assemble(
         (label, "bold"), f"  {where}  ", (f"{size}  {seconds:.1f} s  {manifests[0].started_at}{facts}", "dim")
     )

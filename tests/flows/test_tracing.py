@@ -1,0 +1,97 @@
+"""Asking where things come from on the command line: lineage in all its forms, and pull."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts import ModelRef, Runtime
+from tasks.corpus import CorpusSpec, Files, build_corpus
+from tasks.documents import list_shards, text_id
+from tasks.lineage import Library
+from tasks.store import open_store
+from tests.flows.conftest import Cli
+from tests.tasks.test_provenance import Bench
+
+TEXT = "what the model has read"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(Runtime(root=str(tmp_path / "store"), cache_dir=str(tmp_path / "cache")))
+
+
+@pytest.fixture
+def models(bench: Bench, tmp_path: Path) -> list[ModelRef]:
+    """Two pupils of one teacher on one real corpus of one document."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    corpus = build_corpus.fn(CorpusSpec(documents=(Files(paths=(str(text),)),)), [], runtime=bench.runtime)
+    (shard,) = list_shards(open_store(bench.runtime), corpus)
+    return [bench.fuse(bench.model(name), [bench.model("teacher")], shard) for name in ("a", "b")]
+
+
+@pytest.mark.parametrize("form", ["id", "file"])
+def test_a_documents_models_are_found_by_id_and_by_text(
+    cli: Cli, bench: Bench, models: list[ModelRef], tmp_path: Path, form: str
+) -> None:
+    asked = text_id(TEXT) if form == "id" else str(tmp_path / "text.txt")
+    called = cli("lineage", "--document", asked, "--root", bench.runtime.root)
+    assert called.code == 0, called.err
+    assert called.out.startswith("trained on it\n  pupil")
+    assert "stands in" in called.out
+    told = json.loads(cli("lineage", "--document", asked, "--root", bench.runtime.root, "--json").out)
+    assert sorted(told["trained"]) == sorted(model.address for model in models)
+    assert [shard["index"] for shard in told["shards"]] == [0]
+
+
+def test_a_document_that_nobody_read_is_in_no_corpus(cli: Cli, bench: Bench, models: list[ModelRef]) -> None:
+    called = cli("lineage", "--document", "0" * 16, "--root", bench.runtime.root)
+    assert (called.code, called.out.strip()) == (0, f"in no corpus of {bench.runtime.root}")
+
+
+def test_two_artifacts_are_compared_down_to_what_differs(cli: Cli, bench: Bench, models: list[ModelRef]) -> None:
+    a, b = (model.address for model in models)
+    called = cli("lineage", "--compare", a, b, "--root", bench.runtime.root)
+    assert called.code == 0, called.err
+    assert 'they differ first in\nmodel > id: "owner/a" against "owner/b"' in called.out
+    told = json.loads(cli("lineage", "--compare", a, b, "--root", bench.runtime.root, "--json").out)
+    assert [step[0] for step in told["differences"][0]["trail"]] == ["", "model"]
+    assert "the same artifact" in cli("lineage", "--compare", a, a, "--root", bench.runtime.root).out
+
+
+@pytest.mark.parametrize("form", ["prov", "openlineage"])
+def test_lineage_is_exported_to_a_file_that_is_not_overwritten(
+    cli: Cli, bench: Bench, models: list[ModelRef], tmp_path: Path, form: str
+) -> None:
+    file = tmp_path / "lineage.json"
+    words = ("lineage", models[0].address, "--export", form, "-o", file, "--root", bench.runtime.root)
+    assert cli(*words).code == 0
+    text = file.read_text()
+    told = json.loads(text)["@graph"] if form == "prov" else [json.loads(line) for line in text.splitlines()]
+    assert len(told) > 10
+    assert models[0].address in text
+    assert cli(*words).code == 2
+    assert file.read_text() == text
+
+
+def test_a_model_is_pulled_with_its_lineage(cli: Cli, bench: Bench, models: list[ModelRef], tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    called = cli("pull", f"{bench.runtime.root}/{models[0].address}", "--root", here)
+    assert called.code == 0, called.err
+    assert called.out == f"pulled {models[0]}; records of 6 artifacts it was made from\n"
+    assert set(Library.load(open_store(Runtime(root=str(here)))).manifests) == {models[0].address}
+    shown = cli("lineage", models[0].address, "--root", here)
+    assert "elsewhere" in shown.out
+    assert "missing" not in shown.out
+    assert cli("verify", "--root", here).code == 0
+    assert cli("gc", "--min-age", 0, "--root", here).out.strip() == "nothing to remove"
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("a", "b"), ("--compare", "a"), ("a", "--document", "x"), ("--compare", "a", "b", "--export", "prov")]
+)
+def test_what_cannot_be_meant_is_said_in_one_line(cli: Cli, tmp_path: Path, words: tuple[str, ...]) -> None:
+    called = cli("lineage", *words, "--root", tmp_path)
+    assert called.code == 2
+    assert called.err.startswith("error: lineage: expected one REF, two with --compare, or --document alone")
