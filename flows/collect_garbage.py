@@ -3,18 +3,32 @@
 from prefect import flow
 
 from tasks.artifacts import Runtime
-from tasks.garbage import MIN_AGE_SECONDS, Garbage, find_garbage, sweep
-from tasks.lineage import Library, runs
+from tasks.garbage import MIN_AGE_SECONDS, Garbage, find_expired, find_garbage, sweep
+from tasks.lineage import RUNS, Library, runs
+from tasks.retention import Retention
 from tasks.store import open_store
 
 
 @flow(name="collect-garbage", flow_run_name="collect garbage in {runtime.root}")
 def collect_garbage(
-    runtime: Runtime = Runtime(), min_age: float = MIN_AGE_SECONDS, delete: bool = False
+    runtime: Runtime = Runtime(),
+    min_age: float = MIN_AGE_SECONDS,
+    delete: bool = False,
+    retention: Retention = Retention(),
 ) -> list[Garbage]:
-    """What may go, or with `delete` what went: nothing that a kept run needs, that is younger than `min_age` seconds,
-    or that somebody works on."""
+    """What may go, or with `delete` what went: nothing that a kept run needs, or that somebody works on.
+
+    Args:
+        runtime: Which store.
+        min_age: What is younger stays, in seconds.
+        delete: Remove it; without, it is only listed.
+        retention: Which runs are still kept.
+    """
     store = open_store(runtime)
-    keep = [ref for record in runs(store).values() for ref in record.refs]
-    garbage = find_garbage(Library.load(store), keep, min_age)
+    records = runs(store)  # before the artifacts: a run that begins meanwhile is younger than all that is judged
+    library = Library.load(store)
+    expired = find_expired(library, records, retention)
+    gone = {item.path for item in expired}
+    keep = [ref for run_id, record in records.items() if f"{RUNS}/{run_id}.json" not in gone for ref in record.refs]
+    garbage = [*expired, *find_garbage(library, keep, min_age)]
     return sweep(store, garbage) if delete else garbage

@@ -103,6 +103,7 @@ def _keep(library: Library, provenance: Provenance, place: str) -> None:
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=provenance.recipe or {},
         refs=[ref],
+        pinned=True,
     )
     mark = hashlib.sha256(f"{ref.address} {place}".encode()).hexdigest()[:16]
     record_run(library.store, record, run_id=f"published-{mark}")

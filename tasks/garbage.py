@@ -1,15 +1,16 @@
 """What no kept run reaches, and how it is removed beside running flows."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.artifacts import Manifest, Ref
 from tasks.claims import PREFIX as CLAIM
 from tasks.claims import claim_record, owner_state
-from tasks.lineage import ADDRESS, RUNS, Library
+from tasks.lineage import ADDRESS, RUNS, Library, RunRecord
 from tasks.objects import Entry, Upload
+from tasks.retention import Retention, age_of
 from tasks.store import MANIFEST, Store
 from tasks.training.checkpoints import CHECKPOINTS, KEPT_SECONDS
 
@@ -24,11 +25,12 @@ class Garbage:
 
     artifact: a whole one that no kept run reaches. attempt: a folder or file that no manifest names. claim: of a
     dead owner. checkpoint: of a training that nobody went on with for a week, or that was published. upload: an
-    unfinished multipart upload. stray: a temporary object of a killed process.
+    unfinished multipart upload. stray: a temporary object of a killed process. run: the record of one that is no longer
+    kept.
     """
 
     path: str
-    kind: Literal["artifact", "attempt", "checkpoint", "claim", "upload", "stray"]
+    kind: Literal["artifact", "attempt", "checkpoint", "claim", "upload", "stray", "run"]
     bytes: int
     age: float
     manifest: Manifest | None = field(default=None, repr=False)
@@ -51,6 +53,15 @@ class _Folder:
     @property
     def published(self) -> list[str]:
         return [] if self.manifest is None else [MANIFEST, self.manifest.owner]
+
+
+def find_expired(library: Library, records: Mapping[str, RunRecord], retention: Retention) -> list[Garbage]:
+    """The records of runs that are no longer kept, in order of their start."""
+    now = library.store.clock()
+    return [
+        Garbage(f"{RUNS}/{run_id}.json", "run", 0, age_of(record, now))
+        for run_id, record in retention.expired(records, library, now).items()
+    ]
 
 
 def find_garbage(library: Library, keep: Iterable[Ref], min_age: float = MIN_AGE_SECONDS) -> list[Garbage]:
@@ -77,8 +88,9 @@ def find_garbage(library: Library, keep: Iterable[Ref], min_age: float = MIN_AGE
 
 def sweep(store: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
     """Removes it and returns what was removed: less than was asked where somebody has come to work there meanwhile."""
-    claims_first = sorted(garbage, key=lambda item: item.kind != "claim")  # a claim found later is somebody at work
-    return [item for item in claims_first if _remove(store, item)]
+    # Claims first: one found later is somebody at work. Then runs: one that is kept must not miss what it names.
+    ordered = sorted(garbage, key=lambda item: {"claim": 0, "run": 1}.get(item.kind, 2))
+    return [item for item in ordered if _remove(store, item)]
 
 
 def _folders(library: Library) -> dict[str, _Folder]:
@@ -133,7 +145,7 @@ def _remove(store: Store, item: Garbage) -> bool:
     if item.upload is not None:
         store.abort_upload(item.upload)
         return True
-    if item.kind in ("claim", "stray"):
+    if item.kind in ("claim", "stray", "run"):
         store.remove(item.path)
         return True
     match = ADDRESS.fullmatch(f"{item.path}/")

@@ -25,7 +25,10 @@ PARALLEL_READS = 16
 
 
 class RunRecord(BaseModel):
-    """One run that is kept: what was asked for and the refs that it came to. Its refs and their ancestors stay."""
+    """One run that is kept: what was asked for and the refs that it came to. Its refs and their ancestors stay.
+
+    pinned: kept whatever its age, as what was published is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -33,6 +36,7 @@ class RunRecord(BaseModel):
     started_at: str
     recipe: dict[str, Any]  # Any: the recipe's JSON
     refs: list[AnyRef]
+    pinned: bool = False
 
 
 def record_run(store: Store, record: RunRecord, *, run_id: str) -> None:

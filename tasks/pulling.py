@@ -80,6 +80,7 @@ def pull(
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe={},
         refs=[manifest.ref],
+        pinned=True,
     )
     record_run(store, record, run_id=f"pulled-{ref.fingerprint[:16]}")
     return Pulled(manifest.ref, tuple(m.ref for m in wanted), tuple(m.ref for m in recorded))

@@ -133,14 +133,31 @@ def verify(
 def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without, only say what would go.")] = False,
     min_age: Annotated[float, typer.Option("--min-age", metavar="HOURS", min=0, help="Keep what is younger.")] = 1.0,
+    keep_days: Annotated[
+        float | None,
+        typer.Option("--keep-days", metavar="DAYS", min=0, help="Older runs are no longer kept. [all are]"),
+    ] = None,
+    keep_latest: Annotated[
+        int | None,
+        typer.Option("--keep-latest", metavar="N", min=0, help="So many runs of each name stay all the same."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", metavar="NAME", help="Runs of this name stay: paper-*. Repeatable.")
+    ] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option("--forget", metavar="NAME|ID", help="Runs that are no longer kept. Repeatable.")
+    ] = None,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find what no kept run reaches: artifacts, and what killed processes left."""
     from flows.cli.tables import garbage_table, print_result
     from flows.collect_garbage import collect_garbage
+    from tasks.retention import Retention
 
-    garbage = collect_garbage.fn(runtime_of(root), min_age * 3600, delete)
+    names, forgotten = tuple(keep or ()), tuple(forget or ())
+    retention = Retention(days=keep_days, latest=keep_latest, names=names, forget=forgotten)
+    garbage = collect_garbage.fn(runtime_of(root), min_age * 3600, delete, retention)
     if as_json:
         items = [{"path": item.path, "kind": item.kind, "bytes": item.bytes} for item in garbage]
         print_json({"deleted": delete, "items": items})
