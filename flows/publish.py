@@ -34,11 +34,11 @@ class Published(Spec):
     allowed: tuple[str, ...] = ()
 
 
-@flow(name="publish-model", flow_run_name="publish {model}")
+@flow(name="publish-model", flow_run_name="publish {what}")
 def publish_model(
-    model: str,
+    what: str,
     to: Destination,
-    allow: Annotated[tuple[str, ...], Field(title="Objections to override")] = (),
+    allow: tuple[str, ...] = (),
     replace: bool = False,
     shard_bytes: Annotated[int, Field(gt=0)] = SHARD_BYTES,
     runtime: Runtime = Runtime(),
@@ -48,7 +48,7 @@ def publish_model(
     Refused when its smoke gate failed or licences conflict. The same publication twice does nothing the second time.
 
     Args:
-        model: A model of the store (train/3f2a...), or a recipe that has been run.
+        what: A model of the store (train/3f2a...), or a recipe that has been run.
         to: A folder, a bucket, or a repository of the Hugging Face hub.
         allow: Objections that somebody who may decide overrides by their names, as the refusal gives them.
         replace: Whether another model that is there may be replaced.
@@ -57,7 +57,7 @@ def publish_model(
     """
     store = open_store(runtime)
     library = Library.load(store)
-    found = read_provenance(library, find_model(model, library, runtime))
+    found = read_provenance(library, find_model(what, library, runtime))
     overridden = check_publishable(found, allow)
     store.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store.cache, prefix="publish-") as folder:

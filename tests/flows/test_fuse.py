@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from huggingface_hub import ModelCard
 from prefect import get_client
 from prefect.client.schemas.objects import State
 from prefect.flow_engine import run_flow
@@ -18,11 +19,16 @@ from prefect.states import AwaitingRetry
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.fuse import fuse_models
+from flows.publish import publish_model
 from flows.recipe import load_recipe
 from tasks.artifacts import Runtime
+from tasks.destinations import Folder
+from tasks.documents import text_id
+from tasks.lineage import Library
 from tasks.progress import Event, listening
-from tasks.store import MANIFEST
-from tests.conftest import ModelFactory
+from tasks.store import MANIFEST, open_store
+from tasks.tracing import trace_document
+from tests.conftest import TEXTS, ModelFactory
 from tests.flows.conftest import Bench, write_bench
 
 
@@ -145,3 +151,22 @@ def test_many_workers_are_used_when_asked_for_in_python(copy: Bench) -> None:
     with listening(watch):
         fuse_models(load_recipe(str(copy.recipe)), runtime)
     assert max(most) > 2
+
+
+def test_what_a_recipe_came_to_is_published_with_everything_known_of_it(copy: Bench, tmp_path: Path) -> None:
+    runtime = Runtime(root=str(copy.root), device="cpu")
+    place = tmp_path / "published"
+    allow = ("gate",)  # so small a training leaves a model that says nothing, and the gate sees it
+    state = publish_model(str(copy.recipe), Folder(url=str(place)), allow, runtime=runtime, return_state=True)
+    assert state.is_completed(), state.message
+    card = ModelCard((place / "README.md").read_text(encoding="utf-8"))
+    assert "| student | target: trained on |" in card.text
+    assert "| teacher | source: taught |" in card.text
+    assert "Smoke gate failed" in card.text
+    assert load_recipe(str(place / "recipe.yaml")).name == "bench"
+
+    library = Library.load(open_store(runtime))
+    trace = trace_document(library, text_id(TEXTS[0]))
+    labels = {library.manifests[ref.address].label for ref in trace.trained}
+    assert labels == {"train student fused", "train student CLM only"}
+    assert trace_document(library, text_id(TEXTS[0][::-1])).trained == (), "held-out text is in no model"

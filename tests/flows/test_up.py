@@ -135,7 +135,10 @@ def up(tmp_path_factory: pytest.TempPathFactory, webhook: tuple[str, list[dict[s
 
 def test_what_people_start_is_there(up: Up) -> None:
     found = {each["name"]: each for each in up.api("POST", "/deployments/filter", {})}
-    assert set(found) == {"fuse", "quickstart", "paper-7b", "extract-source", "evaluate", "compare", "inspect", "gc"}
+    presets = {"quickstart", "paper-7b"}
+    assert set(found) == presets | {
+        "fuse", "extract-source", "evaluate", "compare", "inspect", "publish", "gc",
+    }  # fmt: skip
     assert found["quickstart"]["parameters"]["recipe"]["name"] == "quickstart"
     assert all(each["parameters"]["runtime"]["root"] == str(up.root) for each in found.values())
     assert up.api("GET", "/v2/concurrency_limits/gpu-slots")["limit"] >= 1

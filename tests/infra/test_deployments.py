@@ -19,6 +19,8 @@ EXAMPLES: dict[str, Any] = {  # what a person fills in
     "source": "prose-llama",
     "study": {"recipe": "quickstart", "seeds": [0, 1]},
     "model": {"name": "m", "model": {"kind": "hub", "id": "owner/name"}},
+    "what": "train/3f2a",
+    "to": {"kind": "hub_repository", "id": "owner/name"},
     "corpus": QUICKSTART.corpus.model_dump(mode="json"),
 }
 
@@ -30,7 +32,14 @@ def declared() -> dict[str, Declared]:
 
 def test_prefect_itself_reads_the_file() -> None:
     read = PrefectYamlModel.model_validate(yaml.safe_load(PREFECT_YAML.read_text()))
-    assert {each.name for each in read.deployments} >= {"fuse", "quickstart", "paper-7b", "extract-source", "gc"}
+    assert {each.name for each in read.deployments} >= {
+        "fuse",
+        "quickstart",
+        "paper-7b",
+        "extract-source",
+        "publish",
+        "gc",
+    }
     assert all(":" not in each.entrypoint for each in read.deployments)  # a path would load a second copy of the module
     assert read.pull == []
 
