@@ -15,7 +15,7 @@ from fusion_core.distributions import Sampled
 from fusion_core.divergences import JSD, ReverseKL
 from fusion_core.fusion import FusionStrategy, MinCE
 from fusion_core.reference.fusion import ReferenceAvgCE, ReferenceMinCE
-from fusion_core.spec import Spec
+from fusion_core.spec import Name, Spec
 from fusion_core.vocab_mapping import BytePiece, VocabMapping
 from tasks.corpus import CorpusSpec
 from tasks.extract import ExtractionSpec
@@ -48,14 +48,14 @@ ModelSource = Annotated[HubModel | LocalModel | ScratchModel, Field(discriminato
 class NamedModel(Spec):
     """A model and the name it has in tables, labels and reports."""
 
-    name: str = Field(title="Name", min_length=1, max_length=60, description="In tables, labels and the report.")
+    name: Name = Field(title="Name", min_length=1, max_length=60, description="In tables, labels and the report.")
     model: ModelSource = Field(title="Model", description="From the hub, from a folder, or trained here from nothing.")
 
 
 class Recipe(Spec):
     """Everything that decides what a fusion run computes."""
 
-    name: str = Field("fusion", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
+    name: Name = Field("fusion", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
     reference: bool = Field(
         False,
         strict=True,

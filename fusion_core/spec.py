@@ -6,7 +6,10 @@ batch size, storage root) never lives in a `Spec`, so two specs are equal exactl
 the same result.
 """
 
-from pydantic import BaseModel, ConfigDict
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
@@ -18,3 +21,17 @@ class Spec(BaseModel):
 PINNED = "pinned"
 """Marks a field that only says where to look (`path: Annotated[str, PINNED]`): what was found there when a run
 began stands in the identity instead of it."""
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises `ValueError` for one with characters that a terminal obeys or that reorder a line."""
+    if odd := [letter for letter in name if unicodedata.category(letter) in _CONTROLS or letter in _REORDERING]:
+        raise ValueError(f"expected a name of printable characters, found {odd[0]!a} in it; remove it")
+    return name
+
+
+_CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+_REORDERING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""What people call something: it stands in tables, labels, logs and pages."""

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.spec import PINNED, Spec
+from tasks.secrets import refuse_credentials
 from tasks.training.runtime import TrainingRuntime
 
 SCHEMA_VERSION = 1
@@ -172,9 +173,13 @@ AnyRef = Annotated[
 class Runtime(BaseModel):
     """Where and how a run computes. Nothing in here changes what is computed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    root: str = Field("./.llm-fuse", title="Store", description="Any fsspec URL: a folder or s3://bucket/prefix.")
+    root: Annotated[str, AfterValidator(refuse_credentials)] = Field(
+        "./.llm-fuse",
+        title="Store",
+        description="Any fsspec URL: a folder or s3://bucket/prefix. Credentials don't belong into it.",
+    )
     cache_dir: str | None = Field(
         None, title="Local cache", description="Where artifacts of a remote store are kept; default: the user's cache."
     )
@@ -215,7 +220,8 @@ class FileFact(BaseModel):
     @field_validator("path")
     @classmethod
     def _stays_below(cls, path: str) -> str:
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path or "\0" in path:
+        parts = PurePosixPath(path).parts
+        if not parts or parts[0] == "/" or "//" in path or ".." in parts or "\\" in path or "\0" in path:
             raise ValueError(f"expected a path below the artifact's folder, found {path!r}")
         return path
 
@@ -257,7 +263,7 @@ class Manifest(BaseModel):
         """The manifest; raises `StoreError` when it is torn or was written by a newer release."""
         try:
             found = json.loads(data).get("schema_version")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise StoreError(f"{address}: the manifest is not a JSON object; delete the folder to recompute") from error
         if not isinstance(found, int) or found > SCHEMA_VERSION:
             raise StoreError(

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal, cast
 
 import fsspec
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from fusion_core.spec import PINNED, Spec
+from fusion_core.spec import PINNED, Name, Spec
 from tasks.artifacts import CorpusRef, Runtime, TextsRef
 from tasks.documents import (
     SHARDS,
@@ -22,9 +22,13 @@ from tasks.documents import (
     text_id,
     write_documents,
 )
-from tasks.hub import remember_commit, resolve_commit
+from tasks.hub import check_repo_id, check_revision, remember_commit, resolve_commit
+from tasks.secrets import refuse_credentials
 from tasks.step import Output, step
 from tasks.store import Store, open_store
+from tasks.transient import is_transient
+
+Address = Annotated[str, AfterValidator(refuse_credentials)]
 
 
 class Installed(Spec):
@@ -44,8 +48,8 @@ class HubDataset(Spec):
     """A data set of the Hugging Face hub, streamed."""
 
     kind: Literal["hub_dataset"] = "hub_dataset"
-    id: str = Field(title="Repository", description="owner/name on the hub.")
-    revision: Annotated[str, PINNED] = Field(
+    id: Annotated[str, AfterValidator(check_repo_id)] = Field(title="Repository", description="owner/name on the hub.")
+    revision: Annotated[str, AfterValidator(check_revision), PINNED] = Field(
         "main", title="Revision", description="Branch, tag or commit; resolved to a commit at launch."
     )
     config: str | None = Field(
@@ -53,14 +57,14 @@ class HubDataset(Spec):
     )
     split: str = Field("train", title="Split", description="Which part of the data set.")
     text_field: str = Field("text", title="Text column", description="The column that holds the text.")
-    domain: str = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
+    domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
 class Files(Spec):
     """Files by path or glob, on disk or any fsspec URL: a document per text file, or per row of Parquet and JSONL."""
 
     kind: Literal["files"] = "files"
-    paths: Annotated[tuple[str, ...], PINNED] = Field(
+    paths: Annotated[tuple[Address, ...], PINNED] = Field(
         title="Paths", description="Files or globs: texts/*.txt, s3://bucket/corpus/*.parquet.", min_length=1
     )
     format: Literal["text", "jsonl", "parquet"] = Field(
@@ -69,7 +73,7 @@ class Files(Spec):
     text_field: str = Field(
         "text", title="Text column", description="The column that holds the text, in JSONL and Parquet."
     )
-    domain: str = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
+    domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
 DocumentSource = Annotated[Installed | HubDataset | Files, Field(discriminator="kind")]
@@ -217,14 +221,20 @@ def _read_file(path: str, source: Files) -> Iterator[tuple[str, Document]]:
             ) from error
         yield path, Document(text_id(text), text, source.domain)
         return
+    yield from _rows(path, _parsed(path, source.format), source.text_field, source.domain)
+
+
+def _parsed(path: str, format: str) -> Iterator[dict[str, object]]:
     from datasets import load_dataset
 
-    kind = "json" if source.format == "jsonl" else "parquet"
+    kind = "json" if format == "jsonl" else "parquet"
     try:
-        rows = load_dataset(kind, data_files=[path], split="train", streaming=True)
-        yield from _rows(path, rows, source.text_field, source.domain)
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: expected {source.format} with UTF-8 text, found {error}") from error
+        yield from load_dataset(kind, data_files=[path], split="train", streaming=True)
+    except Exception as error:  # each reader has errors of its own
+        if is_transient(error):
+            raise
+        found = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: expected {format} with UTF-8 text, found none that can be read: {found}") from error
 
 
 def _rows(
@@ -244,8 +254,14 @@ def _expand(paths: Iterable[str]) -> list[str]:
     """Every file that the paths and globs name, sorted within each; raises `ValueError` when one names none."""
     found = []
     for path in paths:
-        fs, plain = fsspec.core.url_to_fs(path)
-        matches = sorted(fs.glob(plain)) if fsspec.core.has_magic(plain) else [plain] if fs.isfile(plain) else []
+        try:
+            fs, plain = fsspec.core.url_to_fs(path)
+            matches = sorted(fs.glob(plain)) if fsspec.core.has_magic(plain) else [plain] if fs.isfile(plain) else []
+        except Exception as error:  # each kind of address has errors of its own
+            if is_transient(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"corpus.documents.paths: expected files at {path!r}, found {reason}") from error
         if not matches:
             raise ValueError(f"corpus.documents.paths: expected files at {path!r}, found none; check the path")
         found += [fs.unstrip_protocol(match) for match in matches]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tasks.artifacts import ModelRef, Runtime, TokenizerRef, canonical_json
 from tasks.hub import download_files, list_files, remember_commit, resolve_commit
-from tasks.models import CONFIG, WEIGHTS, WEIGHTS_INDEX, HubModel, LocalModel, check_readable, check_weights
+from tasks.models import CONFIG, HubModel, LocalModel, check_readable
 from tasks.step import Output, step
 from tasks.store import Store, open_store
+from tasks.weight_files import WEIGHTS, WEIGHTS_INDEX, check_weights
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 _WEIGHT_PART = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
@@ -191,7 +192,25 @@ def _local_files(spec: LocalModel) -> tuple[Path, list[str]]:
         raise ValueError(
             f"{name}: expected a folder with config.json, tokenizer and safetensors, found {found}; check the path"
         )
-    return folder, select_files((p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), name)
+    names = select_files((p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), name)
+    _refuse_links_out(folder, names, name)
+    return folder, names
+
+
+def _refuse_links_out(folder: Path, names: list[str], name: str) -> None:
+    """Raises `ValueError` for a link to a file elsewhere that isn't called the same.
+
+    A model may have come in an archive, and what is mirrored may be published: a LICENSE that leads to a private key.
+    A hub's cache keeps all files in `blobs`, under other names.
+    """
+    home = folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    for file in names:
+        target = (folder / file).resolve()
+        if target.name != Path(file).name and not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+            raise ValueError(
+                f"{name}: expected its own {file}, found a link to {target}; copy the file into the folder if it is one"
+            )
 
 
 def _local_description(spec: LocalModel) -> tuple[Path, list[str], int]:
@@ -201,6 +220,7 @@ def _local_description(spec: LocalModel) -> tuple[Path, list[str], int]:
         found = "a file" if folder.exists() else "nothing there"
         raise ValueError(f"{name}: expected a folder with tokenizer files, found {found}; check the path")
     names = select_description((p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()), name)
+    _refuse_links_out(folder, names, name)
     return folder, names, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

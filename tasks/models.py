@@ -21,14 +21,13 @@ from fusion_core.types import Tokens
 from fusion_core.vocab_mapping import Encode
 from fusion_core.vocabulary import Vocabulary, read_vocabulary, token_boundaries, without_prefix_space
 from tasks.hub import check_repo_id, check_revision
+from tasks.weight_files import check_complete, check_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 _WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 
@@ -80,24 +79,6 @@ def check_readable(folder: Path, name: str) -> None:
         )
 
 
-def check_weights(folder: Path, name: str) -> None:
-    """Raises `ValueError` unless all safetensors files of the model are there."""
-    if (folder / WEIGHTS).is_file():
-        return
-    index = folder / WEIGHTS_INDEX
-    if not index.is_file():
-        raise ValueError(
-            f"{name}: expected {WEIGHTS} or {WEIGHTS_INDEX}, found neither; save the model with save_pretrained"
-        )
-    parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    missing = [part for part in parts if not (folder / part).is_file()]
-    if missing:
-        raise ValueError(
-            f"{name}: expected the {len(parts)} weight files that {WEIGHTS_INDEX} names, "
-            f"found {len(parts) - len(missing)} (without {missing[0]}); complete the folder"
-        )
-
-
 def vocab_rows(config: "PretrainedConfig") -> int:
     """Rows of the model's embedding; the tokenizer's ids come first, what follows them is padding."""
     return int(config.get_text_config().vocab_size)
@@ -139,7 +120,7 @@ def load_config(folder: Path, name: str = "") -> "PretrainedConfig":
             from transformers import AutoConfig
 
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # what a broken config raises depends on its model's class
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{name}: its architecture is defined by Python files of its own; "
@@ -159,17 +140,25 @@ def load_model(
     """
     config = load_config(folder)
     check_weights(folder, str(folder))
-    with one_at_a_time:
-        from transformers import AutoModelForCausalLM
+    try:
+        with one_at_a_time:
+            from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=_has_code(folder),
-        )
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=_has_code(folder),
+                ignore_mismatched_sizes=True,  # told below, in words
+                output_loading_info=True,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: its {CONFIG} describes a model that can't be: {_first_line(error)}") from error
+    check_complete(found, str(folder))
     return cast("PreTrainedModel", model.to(device).eval())
 
 
@@ -194,7 +183,18 @@ def load_tokenizer(folder: Path, name: str = "") -> "PreTrainedTokenizerFast":
             f"{name}: expected a tokenizer with the Rust backend (tokenizer.json), found {type(tokenizer).__name__} of "
             f"{len(tokenizer)} tokens; convert it once with transformers and save it beside the model"
         )
+    _check_ids(tokenizer, name)
     return cast("PreTrainedTokenizerFast", tokenizer)
+
+
+def _check_ids(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
+    """Raises `ValueError` for ids far above their number: what lists them by id would take all memory."""
+    ids = tokenizer.get_vocab().values()
+    if max(ids) >= 16 * len(ids) + 2**16:
+        raise ValueError(
+            f"{name}: expected token ids without large gaps, found {len(ids):,} of them up to {max(ids):,}; "
+            "save the tokenizer that the model was trained with"
+        )
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:

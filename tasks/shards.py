@@ -8,7 +8,9 @@ float64, which only the original's rules make, are stored as they are: their las
 memory-mapped: `read_*` costs no more than the pages that are touched. The header holds the schema version.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,31 @@ SOURCE_VOCABULARY, TARGET_VOCABULARY = "source_vocabulary.json", "target_vocabul
 TARGET_TOKENIZER = "target_tokenizer.json"
 
 
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever a file can hold that `write_*` doesn't write becomes a `StoreError`, which names it.
+
+    Nothing is allocated for what a file claims: safetensors maps it, and compares claims with its size.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise StoreError(
+            f"{name}: expected a file as llm-fuse writes it, found {found}; delete its folder to recompute it"
+        ) from error
+
+
 def write_scored(folder: Path, scored: Scored) -> None:
     """Writes `scored.safetensors`."""
     tensors = _pack_dist(scored.dist) | _pack_tokens(scored.tokens) | {"nll": scored.nll.float()}
     _save(folder / SCORED, tensors, vocab_size=scored.dist.vocab_size)
 
 
+@_reading(SCORED)
 def read_scored(folder: Path) -> Scored:
     """A shard as one model read it, as written by `write_scored`."""
     tensors, header = _load(folder / SCORED)
@@ -52,6 +73,7 @@ def write_aligned(folder: Path, aligned: Aligned) -> None:
     _save(folder / ALIGNED, tensors, vocab_size=aligned.dist.vocab_size)
 
 
+@_reading(ALIGNED)
 def read_aligned(folder: Path) -> Aligned:
     """One source on the target's rows, as written by `write_aligned`."""
     tensors, header = _load(folder / ALIGNED)
@@ -65,6 +87,7 @@ def write_fused(folder: Path, fused: Fused) -> None:
     _save(folder / FUSED, tensors, vocab_size=fused.dist.vocab_size)
 
 
+@_reading(FUSED)
 def read_fused(folder: Path) -> Fused:
     """The teacher of a shard, as written by `write_fused`."""
     tensors, header = _load(folder / FUSED)
@@ -74,6 +97,7 @@ def read_fused(folder: Path) -> Fused:
 class FusedRows:
     """The teacher of a shard, of which only the rows that are asked for are read."""
 
+    @_reading(FUSED)
     def __init__(self, folder: Path) -> None:
         """Opens `fused.safetensors`; nothing but its header is read."""
         self._file, self._header = _open(folder / FUSED)
@@ -97,6 +121,7 @@ def write_counts(folder: Path, counts: PairCounts) -> None:
     _save(folder / COUNTS, columns | {"counts": counts.counts.to(torch.int32)})
 
 
+@_reading(COUNTS)
 def read_counts(folder: Path) -> PairCounts:
     """How often pairs of tokens were seen, as written by `write_counts`."""
     tensors, _ = _load(folder / COUNTS)
@@ -116,6 +141,7 @@ def write_pair(folder: Path, pair: Pair, target_tokenizer: str) -> None:
     (folder / TARGET_TOKENIZER).write_text(target_tokenizer)
 
 
+@_reading(VOCAB_MAP)
 def read_pair(folder: Path) -> Pair:
     """Two vocabularies and the map between them, as written by `write_pair`."""
     tensors, header = _load(folder / VOCAB_MAP)

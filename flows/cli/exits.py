@@ -3,7 +3,10 @@
 import sys
 import traceback
 
+from pydantic import ValidationError
+
 from tasks.artifacts import StoreError
+from tasks.secrets import redact
 from tasks.transient import is_transient
 
 OK = 0
@@ -13,6 +16,8 @@ USAGE = 2
 """What was asked for can't be done: a recipe, a model, a text, a store. The message says what to change."""
 BUG = 70
 INTERRUPTED = 130
+_LONGEST = 2000
+"""Letters of a message: a path may be as long as an attacker likes."""
 
 
 def exit_code(error: BaseException) -> int:
@@ -49,9 +54,21 @@ def report_error(error: BaseException, *, verbose: bool) -> int:
     """Writes the failure to stderr, as one line unless it is a bug or `verbose`; its exit code."""
     code = exit_code(error)
     if verbose or code == BUG:
-        traceback.print_exception(error, file=sys.stderr)
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     if code == BUG:
         print("error: this is a bug of llm-fuse; please report it with the lines above", file=sys.stderr)
     else:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
     return code
+
+
+def _sentence(error: BaseException) -> str:
+    """The error's words on one line, of a bounded length, without secrets and what a terminal would obey."""
+    words = str(error)
+    if isinstance(error, ValidationError):
+        from flows.recipe_files import explain_errors
+
+        words = explain_errors(error, None)
+    line = " ".join(redact(words).split()) or type(error).__name__
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"

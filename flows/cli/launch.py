@@ -31,15 +31,11 @@ def runtime_of(
     place = root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
     if "://" not in place:
         place = str(Path(place).expanduser().absolute())
-    options = {"root": place, "device": device, "max_workers": max_workers}
+    options: dict[str, Any] = {"root": place, "device": device, "max_workers": max_workers}
     given = {name: value for name, value in options.items() if value is not None}
-    return _with_settings(given, settings) if settings else Runtime.model_validate(given)
-
-
-def _with_settings(given: dict[str, Any], settings: Sequence[str]) -> Runtime:  # Any: values of fields
     from flows.recipe_files import RecipeError, explain_errors, set_field
 
-    for setting in settings:
+    for setting in settings or ():
         set_field(given, setting, option="--runtime")
     try:
         return Runtime.model_validate(given)

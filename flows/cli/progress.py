@@ -150,7 +150,7 @@ class Bars(Display):
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             _Share(),
             TimeElapsedColumn(),
@@ -212,5 +212,5 @@ def choose_display(*, as_json: bool) -> Display:
     """JSON lines on stdout if asked for; else bars where stderr is a terminal, and lines where it is not."""
     if as_json:
         return JsonLines(sys.stdout)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines(sys.stderr)

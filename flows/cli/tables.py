@@ -18,7 +18,7 @@ _ROLES = {"source": "", "target": "target before", "baseline": "baseline", "fuse
 
 def print_result(renderable: RenderableType) -> None:
     """Prints to stdout; not narrower than its tables need where stdout is no terminal."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names may look like markup
     if not console.is_terminal:
         console.width = 160
     console.print(renderable)

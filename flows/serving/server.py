@@ -138,6 +138,8 @@ def _check_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise ValueError(f"--host: expected an address of this machine, found {host} ({error.strerror})") from None
         except OSError as error:
             raise ValueError(
                 f"expected port {port} of {host} to be free, found it in use ({error.strerror}); take --port {port + 1}"
@@ -148,9 +150,12 @@ def _check_postgres(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ValueError(
-            f"--postgres: expected postgresql://user:password@host/database, found {parts.scheme or 'no scheme'}"
+            f"--postgres: expected a URL that begins with postgresql://, found {parts.scheme or 'no scheme'}"
         )
-    place = (parts.hostname or "localhost", parts.port or 5432)
+    try:
+        place = (parts.hostname or "localhost", parts.port or 5432)
+    except ValueError as error:
+        raise ValueError(f"--postgres: expected a port from 0 to 65535, found {error}") from None
     try:
         socket.create_connection(place, timeout=3).close()
     except OSError as error:

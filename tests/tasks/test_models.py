@@ -16,7 +16,6 @@ from tasks.models import (
     LocalModel,
     ModelSpec,
     check_readable,
-    check_weights,
     context_window,
     encode_documents,
     encode_mid_text,
@@ -27,6 +26,7 @@ from tasks.models import (
     vocab_rows,
     vocabulary_of,
 )
+from tasks.weight_files import check_weights
 
 SHARED_TOKENIZERS = Path(__file__).parents[3] / "shared" / "tokenizers"
 HARD_TEXTS = [
