@@ -60,12 +60,12 @@ def _estimate(recipe: Recipe, runtime: Runtime) -> dict[str, int]:
 
 
 def row_bytes(mode: ExtractionMode) -> int:
-    """Bytes of one token's distribution: ids of 4 bytes and fp16 per candidate, and what a row has once."""
+    """Bytes of one token's distribution: ids of 3 bytes and fp16 per candidate, and what a row has once."""
     match mode:
         case TopK(k=kept) | TopP(k_max=kept) | Sampled(n=kept):
-            return 24 + 6 * kept
+            return 9 + 5 * kept
         case ReferenceTopK(k=kept):  # in float64
-            return 40 + 12 * kept
+            return 17 + 11 * kept
 
 
 def text_bytes(spec: CorpusSpec) -> int:

@@ -1,11 +1,14 @@
 """Distributions on disk: one safetensors file per (model, shard), ragged rows, narrow types.
 
-    row_offsets i64 · ids u8/u16/i32 · logprobs f16 · tail_logprob f16 · unknown_logprob f16 (left out when nothing is
-    unknown) · nll f32 · token_ids i32 · boundaries i32 · doc_offsets i64 · cross_entropy f16 (where there is one)
+    ids · logprobs · widths (left out when rows are equally wide) · tail_logprob, unknown_logprob (left out when
+    nothing has any) · nll · token_ids · boundary_steps · doc_offsets i64 · cross_entropy f16 (where there is one)
 
-Everything but the rounding of logprobs to fp16 (relative error 5e-4) survives the round trip. Distributions in
-float64, which only the original's rules make, are stored as they are: their last digits decide. Reading is
-memory-mapped: `read_*` costs no more than the pages that are touched. The header holds the schema version.
+How narrow each column is, `tasks.columns` decides: with ten kept of 50,000 tokens a row takes 47 bytes, of 152,000
+tokens 58. Everything but the rounding of logprobs to fp16 (relative error 5e-4) and of nll (`pack_nats`: 1/1024 nat
+in any sum) survives the round trip. Distributions in float64, which only the original's rules make, are stored as
+they are, and nll beside them in fp32: their last digits decide. A teacher keeps `row_offsets` i64, since training
+reads its rows in any order. Reading is memory-mapped: `read_*` costs no more than the pages that are touched. The
+header holds the layout's version.
 """
 
 import contextlib
@@ -23,12 +26,28 @@ from fusion_core.alignment import Pair
 from fusion_core.pair_counts import PairCounts
 from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens, VocabMap
 from fusion_core.vocabulary import Vocabulary
-from tasks.artifacts import SCHEMA_VERSION, StoreError
+from tasks.artifacts import StoreError
+from tasks.columns import (
+    narrow_type,
+    pack_boundaries,
+    pack_ints,
+    pack_logs,
+    pack_nats,
+    pack_offsets,
+    unpack_boundaries,
+    unpack_ints,
+    unpack_logs,
+    unpack_nats,
+    unpack_offsets,
+)
 from tasks.models import load_encode
 
 SCORED, ALIGNED, FUSED, VOCAB_MAP = "scored.safetensors", "aligned.safetensors", "fused.safetensors", "map.safetensors"
 COUNTS = "counts.safetensors"
-_PER_ENTRY = ("ids", "logprobs")  # columns of a distribution with a value per kept token; the others: per row
+LAYOUT_VERSION = 2
+"""Of these files. Older ones stay readable: 1 had wider types, `row_offsets` everywhere and absolute `boundaries`."""
+_PER_ENTRY = ("ids", "ids_high", "logprobs")  # columns of a distribution with a value per kept token
+_WHOLE = ("logprobs_table", "tail_logprob_table", "unknown_logprob_table")
 SOURCE_VOCABULARY, TARGET_VOCABULARY = "source_vocabulary.json", "target_vocabulary.json"
 TARGET_TOKENIZER = "target_tokenizer.json"
 
@@ -53,45 +72,49 @@ def _reading(name: str) -> Iterator[None]:
 
 def write_scored(folder: Path, scored: Scored) -> None:
     """Writes `scored.safetensors`."""
-    tensors = _pack_dist(scored.dist) | _pack_tokens(scored.tokens) | {"nll": scored.nll.float()}
-    _save(folder / SCORED, tensors, vocab_size=scored.dist.vocab_size)
+    columns, header = _pack_dist(scored.dist)
+    exact = scored.dist.logprobs.dtype == torch.float64
+    nll = {"nll": scored.nll.float()} if exact else pack_nats("nll", scored.nll)
+    _save(folder / SCORED, columns | _pack_tokens(scored.tokens) | nll, **header)
 
 
 @_reading(SCORED)
 def read_scored(folder: Path) -> Scored:
     """A shard as one model read it, as written by `write_scored`."""
-    tensors, header = _load(folder / SCORED)
-    return Scored(_unpack_tokens(tensors), _unpack_dist(tensors, header["vocab_size"]), tensors["nll"])
+    columns, header = _load(folder / SCORED)
+    tokens = _unpack_tokens(columns)
+    return Scored(tokens, _unpack_dist(columns, header, len(tokens.ids)), unpack_nats(columns, "nll"))
 
 
 def write_aligned(folder: Path, aligned: Aligned) -> None:
     """Writes `aligned.safetensors`."""
-    spans = {"span_nll": aligned.span_nll.float(), "span_tokens": aligned.span_tokens.to(torch.int32)}
-    tensors = _pack_dist(aligned.dist) | spans
+    columns, header = _pack_dist(aligned.dist)
+    columns |= {"span_nll": aligned.span_nll.float(), "span_tokens": _narrow(aligned.span_tokens)}
     if aligned.cross_entropy is not None:
-        tensors["cross_entropy"] = aligned.cross_entropy.half()
-    _save(folder / ALIGNED, tensors, vocab_size=aligned.dist.vocab_size)
+        columns["cross_entropy"] = aligned.cross_entropy.half()
+    _save(folder / ALIGNED, columns, **header)
 
 
 @_reading(ALIGNED)
 def read_aligned(folder: Path) -> Aligned:
     """One source on the target's rows, as written by `write_aligned`."""
-    tensors, header = _load(folder / ALIGNED)
-    dist = _unpack_dist(tensors, header["vocab_size"])
-    return Aligned(dist, tensors["span_nll"], tensors["span_tokens"].long(), tensors.get("cross_entropy"))
+    columns, header = _load(folder / ALIGNED)
+    span_nll = columns["span_nll"]
+    dist = _unpack_dist(columns, header, len(span_nll))
+    return Aligned(dist, span_nll, columns["span_tokens"].long(), columns.get("cross_entropy"))
 
 
 def write_fused(folder: Path, fused: Fused) -> None:
     """Writes `fused.safetensors`."""
-    tensors = _pack_dist(fused.dist) | {"winner": fused.winner.to(torch.int16)}
-    _save(folder / FUSED, tensors, vocab_size=fused.dist.vocab_size)
+    columns, header = _pack_dist(fused.dist, any_order=True)
+    _save(folder / FUSED, columns | {"winner": fused.winner.to(torch.int16)}, **header)
 
 
 @_reading(FUSED)
 def read_fused(folder: Path) -> Fused:
     """The teacher of a shard, as written by `write_fused`."""
-    tensors, header = _load(folder / FUSED)
-    return Fused(_unpack_dist(tensors, header["vocab_size"]), tensors["winner"].long())
+    columns, header = _load(folder / FUSED)
+    return Fused(_unpack_dist(columns, header, len(columns["winner"])), columns["winner"].long())
 
 
 class FusedRows:
@@ -102,17 +125,18 @@ class FusedRows:
         """Opens `fused.safetensors`; nothing but its header is read."""
         self._file, self._header = _open(folder / FUSED)
         self._names = set(self._file.keys()) - {"winner"}
-        self.num_rows: int = self._file.get_slice("tail_logprob").get_shape()[0]
+        self.num_rows: int = self._file.get_slice("row_offsets").get_shape()[0] - 1
         self.vocab_size: int = self._header["vocab_size"]
 
     def rows(self, start: int, stop: int) -> TokenDist:
         """The rows `start..stop-1`, as `read_fused(folder).dist.rows(start, stop)` gives them."""
         offsets = self._file.get_slice("row_offsets")[start : stop + 1]
         entries = slice(int(offsets[0]), int(offsets[-1]))
-        tensors = {"row_offsets": offsets - offsets[0]}
+        columns = {"row_offsets": offsets - offsets[0]}
         for name in self._names - {"row_offsets"}:
-            tensors[name] = self._file.get_slice(name)[entries if name in _PER_ENTRY else slice(start, stop)]
-        return _unpack_dist(tensors, self.vocab_size)
+            part = entries if name in _PER_ENTRY else slice(None) if name in _WHOLE else slice(start, stop)
+            columns[name] = self._file.get_slice(name)[part]
+        return _unpack_dist(columns, self._header, stop - start)
 
 
 def write_counts(folder: Path, counts: PairCounts) -> None:
@@ -153,64 +177,50 @@ def read_pair(folder: Path) -> Pair:
     )
 
 
-def _pack_dist(dist: TokenDist) -> dict[str, Tensor]:
-    packed = {
-        "row_offsets": dist.row_offsets.long(),
-        "ids": dist.ids.to(_id_type(dist.vocab_size)),
-        "logprobs": _pack_logprobs(dist.logprobs),
-        "tail_logprob": _pack_logprobs(dist.tail_logprob),
-    }
-    if bool((dist.unknown_logprob > -torch.inf).any()):
-        packed["unknown_logprob"] = _pack_logprobs(dist.unknown_logprob)
-    return packed
+def _pack_dist(dist: TokenDist, any_order: bool = False) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The columns and what the header says of them. any_order: whether rows are found without reading all widths."""
+    columns, width = ({"row_offsets": dist.row_offsets.long()}, 0) if any_order else pack_offsets(dist.row_offsets)
+    columns |= pack_ints("ids", dist.ids, dist.vocab_size - 1) | pack_logs("logprobs", dist.logprobs)
+    for name in _MASSES:
+        if bool((getattr(dist, name) > -torch.inf).any()):
+            columns |= pack_logs(name, getattr(dist, name))
+    return columns, {"vocab_size": dist.vocab_size, "width": width}
 
 
-def _unpack_dist(tensors: dict[str, Tensor], vocab_size: int) -> TokenDist:
-    tail = _unpack_logprobs(tensors["tail_logprob"])
-    unknown = tensors.get("unknown_logprob")
+_MASSES = ("tail_logprob", "unknown_logprob")
+
+
+def _unpack_dist(columns: dict[str, Tensor], header: dict[str, int], num_rows: int) -> TokenDist:
+    logprobs = unpack_logs(columns, "logprobs")
+    nothing = torch.full((num_rows,), -torch.inf, dtype=logprobs.dtype)
+    tail, unknown = (unpack_logs(columns, name) if name in columns else nothing for name in _MASSES)
     return TokenDist(
-        row_offsets=tensors["row_offsets"],
-        ids=tensors["ids"].long(),
-        logprobs=_unpack_logprobs(tensors["logprobs"]),
+        row_offsets=unpack_offsets(columns, header.get("width", 0), num_rows),
+        ids=unpack_ints(columns, "ids"),
+        logprobs=logprobs,
         tail_logprob=tail,
-        unknown_logprob=torch.full_like(tail, -torch.inf) if unknown is None else _unpack_logprobs(unknown),
-        vocab_size=vocab_size,
+        unknown_logprob=unknown,
+        vocab_size=header["vocab_size"],
     )
 
 
-def _pack_logprobs(logprobs: Tensor) -> Tensor:
-    return logprobs if logprobs.dtype == torch.float64 else logprobs.half()
-
-
-def _unpack_logprobs(logprobs: Tensor) -> Tensor:
-    return logprobs if logprobs.dtype == torch.float64 else logprobs.float()
-
-
 def _pack_tokens(tokens: Tokens) -> dict[str, Tensor]:
-    return {
-        "token_ids": tokens.ids.to(torch.int32),
-        "boundaries": tokens.boundaries.to(torch.int32),
-        "doc_offsets": tokens.doc_offsets.long(),
-    }
+    ids = pack_ints("token_ids", tokens.ids, int(tokens.ids.max()) if len(tokens.ids) else 0)
+    return ids | pack_boundaries(tokens.boundaries, tokens.doc_offsets) | {"doc_offsets": tokens.doc_offsets.long()}
 
 
-def _unpack_tokens(tensors: dict[str, Tensor]) -> Tokens:
-    return Tokens(tensors["token_ids"].long(), tensors["boundaries"].long(), tensors["doc_offsets"])
+def _unpack_tokens(columns: dict[str, Tensor]) -> Tokens:
+    offsets = columns["doc_offsets"]
+    return Tokens(unpack_ints(columns, "token_ids"), unpack_boundaries(columns, offsets), offsets)
 
 
-def _id_type(vocab_size: int) -> torch.dtype:
-    if vocab_size <= 2**8:
-        return torch.uint8
-    return torch.uint16 if vocab_size <= 2**16 else torch.int32
-
-
-def _narrow(ids: Tensor) -> Tensor:
-    return ids.to(_id_type(1 + int(ids.max()) if len(ids) else 0))
+def _narrow(values: Tensor) -> Tensor:
+    return values.to(narrow_type(int(values.max()) if len(values) else 0))
 
 
 def _save(path: Path, tensors: dict[str, Tensor], **header: int) -> None:
     # One metadata key: safetensors writes several in an order that differs from run to run.
-    metadata = {"llm_fuse": json.dumps({"schema_version": SCHEMA_VERSION, **header}, sort_keys=True)}
+    metadata = {"llm_fuse": json.dumps({"schema_version": LAYOUT_VERSION, **header}, sort_keys=True)}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
 
 
@@ -230,6 +240,6 @@ def _open(path: Path) -> tuple[Any, dict[str, int]]:  # Any: safetensors types n
         ) from error
     header = json.loads((file.metadata() or {}).get("llm_fuse", "{}"))
     found = header.get("schema_version", 0)
-    if found > SCHEMA_VERSION:
-        raise StoreError(f"{path.name}: reads up to schema {SCHEMA_VERSION}, found {found}; upgrade llm-fuse")
+    if found > LAYOUT_VERSION:
+        raise StoreError(f"{path.name}: reads up to schema {LAYOUT_VERSION}, found {found}; upgrade llm-fuse")
     return file, header

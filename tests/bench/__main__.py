@@ -91,7 +91,7 @@ def _entry(row: Row | Skip) -> dict[str, object]:
     if isinstance(row, Skip):
         return {"name": row.name, "skipped": row.reason}
     entry = vars(row) | {"ratio": row.ratio, "is_met": row.is_met}
-    return entry | {"peak_mib": None if math.isnan(row.peak_mib) else row.peak_mib}
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in entry.items()}
 
 
 if __name__ == "__main__":

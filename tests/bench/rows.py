@@ -4,6 +4,7 @@ A machine's speed changes from minute to minute, so what is compared runs in tur
 counts. Memory is measured in a process of its own, where nothing that was freed before hides what is taken now.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -30,7 +31,9 @@ class Row:
 
     seconds, twin_seconds: of ours and of the twin (a library, or the slow definition) in the same run.
     peak_mib: the most memory that ours took beyond its inputs, results included; NaN where it wasn't measured.
-    target: the conditions ours has to meet, each `<= NUMBER UNIT`: x (times the twin's seconds), ms, s or MiB.
+    target: the conditions ours has to meet, each `<= NUMBER UNIT`: x (times the twin's seconds), ms, s, MiB, or B
+        (bytes per token).
+    bytes_per_token: in the store, all in; NaN where nothing is stored.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Row:
     twin_seconds: float
     peak_mib: float
     target: str
+    bytes_per_token: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -48,12 +52,14 @@ class Row:
     @property
     def is_met(self) -> bool | None:
         """Whether every condition of the target holds; None where it names none."""
-        conditions = re.findall(r"<= ?([\d.]+) ?(x|ms|s|MiB)\b", self.target)
+        conditions = re.findall(r"<= ?([\d.]+) ?(x|ms|s|MiB|B)\b", self.target)
         return all(self._value_in(unit) <= float(limit) for limit, unit in conditions) if conditions else None
 
     def _value_in(self, unit: str) -> float:
         if unit == "MiB":
             return self.peak_mib
+        if unit == "B":
+            return self.bytes_per_token
         return self.ratio if unit == "x" else self.seconds / _SECONDS[unit]
 
 
