@@ -82,12 +82,13 @@ def _fill(
     """The teacher with these rows where it has one."""
     present = fused.dist.present
     widths = present.long() * ids.shape[1]
+    nothing = torch.full_like(fused.dist.tail_logprob, -torch.inf)
     dist = TokenDist(
         row_offsets=torch.cat([widths.new_zeros(1), widths.cumsum(0)]),
         ids=ids.reshape(-1).to(present.device),
         logprobs=logprobs.reshape(-1).to(present.device),
-        tail_logprob=torch.full(present.shape, -torch.inf, device=present.device).masked_fill(present, tail_logprob),
-        unknown_logprob=torch.zeros(present.shape, device=present.device).masked_fill(present, -torch.inf),
+        tail_logprob=torch.where(present, tail_logprob, nothing),
+        unknown_logprob=torch.where(present, nothing, torch.zeros_like(nothing)),
         vocab_size=fused.dist.vocab_size,
     )
     return replace(fused, dist=dist)

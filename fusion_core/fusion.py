@@ -124,7 +124,7 @@ class StaticWeights(Strategy):
                 f"expected one weight per candidate, found {len(self.weights)} weights for {len(candidates)}"
                 " candidates; list the target's too if it teaches"
             )
-        weights = torch.tensor(self.weights, device=target.ids.device) / sum(self.weights)
+        weights = torch.tensor(self.weights, dtype=torch.float32, device=target.ids.device) / sum(self.weights)
         return _blend(candidates, weights.unsqueeze(1).expand(-1, len(target.ids)))
 
 

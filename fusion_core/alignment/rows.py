@@ -87,7 +87,7 @@ def spans(
     places = (common != NO_ROW).nonzero().squeeze(1)
     rows, doc = common[places], target.doc_of_token[places]
     first_of_doc = doc.diff(prepend=doc[:1] - 1) != 0
-    span_nll = torch.full(common.shape, torch.nan, device=spent.device)
+    span_nll = torch.full(common.shape, torch.nan, dtype=torch.float32, device=spent.device)
     span_nll[places] = spent[rows].diff(prepend=spent[rows[:1]]).masked_fill(first_of_doc, 0.0).float()
     span_tokens = torch.zeros_like(common)
     span_tokens[places] = rows.diff(prepend=rows[:1]).masked_fill(first_of_doc, 0)

@@ -55,8 +55,8 @@ def mix_entries(dists: Sequence[TokenDist], weights: Float[Tensor, "dists rows"]
     union = torch.cat(keys).unique()  # type: ignore[no-untyped-call]
     offsets = torch.searchsorted(union, torch.arange(num_rows + 1, device=union.device) * vocab_size)
 
-    kept = torch.full(union.shape, -torch.inf, device=union.device)
-    tail = torch.full((num_rows,), -torch.inf, device=union.device)
+    kept = torch.full(union.shape, -torch.inf, dtype=torch.float32, device=union.device)
+    tail = torch.full((num_rows,), -torch.inf, dtype=torch.float32, device=union.device)
     unknown = tail
     for dist, log_weight, key, logprob in zip(dists, log_weights, keys, logprobs, strict=True):
         at = torch.searchsorted(union, key)

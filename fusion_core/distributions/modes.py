@@ -138,7 +138,7 @@ class Sampled(_Mode):
         dist = TokenDist(
             row_offsets=offsets_of(torch.bincount(keys // vocab_size, minlength=len(drawn))),
             ids=keys % vocab_size,
-            logprobs=(counts / self.n).log(),
+            logprobs=(counts.float() / self.n).log(),
             tail_logprob=nothing,
             unknown_logprob=nothing,
             vocab_size=vocab_size,
@@ -216,7 +216,7 @@ def reduce_logits(
     chunk_rows = chunk_rows or max(1, elements // columns)
     row_keys = torch.arange(rows, device=logits.device) if row_keys is None else row_keys
     # One buffer for all chunks: small results that stay would otherwise sit in each freed one and keep it from reuse.
-    buffer = torch.empty(min(chunk_rows, rows), columns, device=logits.device)
+    buffer = torch.empty(min(chunk_rows, rows), columns, dtype=torch.float32, device=logits.device)
     dists, nlls = [], []
     for start in range(0, max(rows, 1), chunk_rows):
         part = slice(start, start + chunk_rows)
@@ -255,8 +255,11 @@ def finite_rows(logits: Float[Tensor, "rows columns"], vocab_size: int) -> Bool[
     Raises ValueError for a vocabulary that the logits don't cover.
     """
     _check_columns(logits, vocab_size)
-    padding = logits[:, vocab_size:]
-    return logits[:, :vocab_size].isfinite().all(1) & (padding < torch.inf).all(1)
+    real, padding = logits[:, :vocab_size], logits[:, vocab_size:]
+    finite = real.sum(1, dtype=torch.float32).isfinite()
+    if not bool(finite.all()):  # a sum of finite ones may overflow
+        finite[~finite] = real[~finite].isfinite().all(1)
+    return finite & (padding < torch.inf).all(1)
 
 
 def _check_columns(logits: Tensor, vocab_size: int) -> None:

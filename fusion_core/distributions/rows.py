@@ -16,9 +16,9 @@ def absent_rows(num_rows: int, vocab_size: int, device: torch.device | str = "cp
     return TokenDist(
         row_offsets=torch.zeros(num_rows + 1, dtype=torch.int64, device=device),
         ids=torch.empty(0, dtype=torch.int64, device=device),
-        logprobs=torch.empty(0, device=device),
-        tail_logprob=torch.full((num_rows,), -torch.inf, device=device),
-        unknown_logprob=torch.zeros(num_rows, device=device),
+        logprobs=torch.empty(0, dtype=torch.float32, device=device),
+        tail_logprob=torch.full((num_rows,), -torch.inf, dtype=torch.float32, device=device),
+        unknown_logprob=torch.zeros(num_rows, dtype=torch.float32, device=device),
         vocab_size=vocab_size,
     )
 

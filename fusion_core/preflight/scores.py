@@ -83,7 +83,7 @@ def _empty_rows(present: Tensor) -> TokenDist:
     return TokenDist(
         row_offsets=torch.zeros(len(present) + 1, dtype=torch.int64),
         ids=torch.zeros(0, dtype=torch.int64),
-        logprobs=torch.zeros(0),
+        logprobs=torch.zeros(0, dtype=torch.float32),
         tail_logprob=certain,
         unknown_logprob=torch.where(present, -torch.inf, 0.0),
         vocab_size=1,

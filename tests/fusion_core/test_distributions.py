@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fusion_core.distributions import (
     ExtractionMode,
+    Sampled,
     TopK,
     TopP,
     absent_rows,
@@ -22,6 +23,7 @@ from fusion_core.distributions import (
     take_rows,
 )
 from fusion_core.distributions.mixing import mix_entries
+from fusion_core.distributions.ranking import rank_ids
 from fusion_core.types import TokenDist
 
 INF = math.inf
@@ -111,6 +113,39 @@ def test_half_precision_ties_are_broken_by_id() -> None:
     logits = draw_logits(40, 3000, dtype=torch.bfloat16)
     expected = logits.float().sort(dim=1, descending=True, stable=True).indices[:, :50]
     assert torch.equal(TopK(k=50)(logits, 3000).ids.view(40, 50), expected)
+
+
+@pytest.mark.parametrize(("vocab", "k"), [(20_011, 10), (20_011, 1), (9_000, 64), (64, 3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_ranks_are_those_of_a_stable_sort_however_many_blocks(vocab: int, k: int, dtype: torch.dtype) -> None:
+    logits = draw_logits(16, vocab, dtype=dtype).float()
+    logits[0, 5::7] = 20.0  # ties within blocks and across them, and in the last columns
+    logits[1] = 0.0
+    logits[2], logits[2, ::2] = 0.0, -0.0
+    logits[3, -3:] = 30.0
+    expected = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(rank_ids(logits, k), expected)
+
+
+def test_a_tail_far_below_the_candidates_is_no_zero() -> None:
+    logits = torch.full((1, 1000), -500.0)
+    logits[0, 3] = 0.0
+    assert TopK(k=1)(logits, 1000).tail_logprob.item() == pytest.approx(math.log(999) - 500, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", [TopK(), TopP(), Sampled()], ids=lambda mode: mode.kind)
+def test_a_default_dtype_that_a_loading_model_sets_changes_nothing(mode: TopK | TopP | Sampled) -> None:
+    logits = draw_logits(6, 300)
+    expected = concatenate([mode(logits, 290), absent_rows(2, 290)])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        dist = concatenate([mode(logits, 290), absent_rows(2, 290)])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("ids", "logprobs", "tail_logprob", "unknown_logprob"):
+        found, wanted = getattr(dist, name), getattr(expected, name)
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
 
 
 def test_padded_columns_are_never_candidates_but_have_mass() -> None:
