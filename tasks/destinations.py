@@ -9,9 +9,10 @@ from pydantic import AfterValidator, Field
 from fusion_core.spec import Spec
 from tasks.hub import check_repo_id, check_revision
 from tasks.hub_upload import Upload, commit_files, read_file
-from tasks.models import CONFIG, WEIGHTS_INDEX
+from tasks.models import CONFIG
 from tasks.objects import Objects
 from tasks.publication import SUMS
+from tasks.weight_files import WEIGHTS_INDEX
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
