@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_core.edit_distance import edit_distances
 from fusion_core.min_edit import MinEdit
 from fusion_core.vocabulary import Vocabulary, read_vocabulary
 from tests.bench.rows import Action, Row, Skip, measure_peak, time_once
@@ -23,10 +22,7 @@ _SAMPLE = 8
 
 
 def rows() -> Iterator[Row | Skip]:
-    """What the first call costs besides, and one row per pair of vocabularies."""
-    first, later = time_once(_measure_words), _time_again(_measure_words)
-    name = "edit distances, first call (compiles or reads its cache)"
-    yield Row(name, first, "a later call", later, float("nan"), "")
+    """One row per pair of vocabularies."""
     for source, target, limit in _PAIRS:
         name = f"MinEdit {source} -> {target}"
         missing = [found for found in (source, target) if not _path(found).is_file()]
@@ -57,10 +53,6 @@ def _read(name: str) -> Vocabulary:
 
 def _path(name: str) -> Path:
     return _TOKENIZERS / name / "tokenizer.json"
-
-
-def _measure_words() -> None:
-    edit_distances(["fuse"], ["fusion"])
 
 
 def _time_again(action: Action) -> float:
