@@ -1,5 +1,7 @@
-"""The page: one HTML file that explains a comparison, without a script and without the network."""
+"""The page: one HTML file that explains a comparison, without the network. Its one script sorts tables."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +16,7 @@ from tasks.report.markup import Html, element, heading, panels, paragraph, row, 
 from tasks.report.origins import describe_origins
 from tasks.report.quantities import format_bytes
 
-_STYLE = Path(__file__).with_name("style.css")
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "sort.js"))
 
 
 def render_page(comparison: Comparison, evidence: Evidence, recipe: dict[str, object]) -> str:
@@ -35,15 +36,18 @@ def render_page(comparison: Comparison, evidence: Evidence, recipe: dict[str, ob
 
 
 def render_document(title: str, *parts: Html) -> str:
-    """A page of the report's looks that needs no network and runs no script."""
+    """A page of the report's looks that needs no network; a browser runs no script in it but ours, by its digest."""
+    script = _SCRIPT.read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     head = element(
         "head",
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         element("title", title),
         element("style", Html(_STYLE.read_text(encoding="utf-8"))),
     )
-    body = element("body", element("h1", title), *parts)
+    body = element("body", element("h1", title), *parts, element("script", Html(script)))
     return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
 
 

@@ -175,7 +175,7 @@ def test_markdown_page_and_csv_say_the_same(made: tuple[ArmTable, Path]) -> None
         assert said in text
         assert said in page
     assert "&lt;b&gt;r&lt;/b&gt;" in page
-    assert "<script" not in page
+    assert page.count("<script") == 1  # ours, which sorts tables
     rows = list(csv.DictReader(io.StringIO((folder / CSV).read_text())))
     assert len(rows) == 5 * 3
     found = {(row["arm"], row["place"]): row for row in rows}

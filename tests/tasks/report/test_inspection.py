@@ -38,7 +38,7 @@ def test_a_page_without_models_run_leaves_their_tables_out() -> None:
 
 def test_names_never_become_markup_and_nothing_is_fetched() -> None:
     page = render_inspection(inspection(ATTACK, title=ATTACK))
-    assert "script" not in Reader(page).tags
+    assert Reader(page).tags.count("script") == 1  # ours, which sorts tables
     assert re.findall(r"https?:|@import|url\(|<link|<img| src=| href=", page) == []
 
 
