@@ -17,7 +17,7 @@ class DocumentTrace:
     """Where a document went: the shards that hold a piece of it, and what they went into.
 
     trained: models trained on such a shard themselves. inherited: models made from what was made of one: a target, a
-    teacher. read: everything else that read it, evaluations for instance. unread: corpora whose shards can't be read.
+    teacher. read: what else read such a shard itself: extractions, evaluations. unread: corpora that can't be read.
     """
 
     shards: tuple[ShardRef, ...]
@@ -42,13 +42,13 @@ def trace_document(library: Library, document: str) -> DocumentTrace:
             unread.append(f"{ref}: {error}")
     digests = {digest for digest, found in holding.items() if found}
     reached = {ref.address: ref for found in holding.values() if found for ref in library.descendants(found[0])}
+    readers = {address for address in reached if _shards_read(library.known[address]) & digests}
     models = [ref for ref in reached.values() if isinstance(ref, ModelRef)]
-    trained = [ref for ref in models if _shards_read(library.known[ref.address]) & digests]
     return DocumentTrace(
         shards=tuple(shard for found in holding.values() for shard in found),
-        trained=tuple(trained),
-        inherited=tuple(ref for ref in models if ref not in trained),
-        read=tuple(ref for ref in reached.values() if not isinstance(ref, ModelRef)),
+        trained=tuple(ref for ref in models if ref.address in readers),
+        inherited=tuple(ref for ref in models if ref.address not in readers),
+        read=tuple(ref for ref in reached.values() if ref.address in readers and not isinstance(ref, ModelRef)),
         unread=tuple(unread),
     )
 
@@ -122,7 +122,8 @@ def _differences(
         if refs[0] is not None and refs[1] is not None:
             inputs.append((name, refs[0], refs[1]))
         else:
-            own.append((name, _show(a), _show(b)))
+            shown = [_show(value) if ref is None else str(ref) for value, ref in zip((a, b), refs, strict=True)]
+            own.append((name, shown[0], shown[1]))
     return own, inputs
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tasks.lineage import Library
     from tasks.tracing import Difference, DocumentTrace
 
+_NUMBER = re.compile(r"\[\d+\]")
 _COUNTER = re.compile(r" \d+/\d+$")
 _SHOWN_FACTS = ("id", "commit", "path", "licence", "documents", "tokens")
 
@@ -29,30 +30,33 @@ def lineage_tree(library: "Library", ref: Ref) -> RenderableType:
 
 def document_table(library: "Library", trace: "DocumentTrace") -> RenderableType:
     """The models that contain a document, most directly first, what else read it, and where it stands."""
-    groups = {
-        "trained on it": trace.trained,
-        "made from a model or teacher that was": trace.inherited,
-        "read it otherwise": trace.read,
-    }
-    lines = [Text(f"in no corpus of {library.store.root}", style="dim")] if not trace.shards else []
-    for title, refs in groups.items():
-        if refs:
-            lines += [
-                Text(title, style="dim"),
-                *[Text(f"  {_describe(library, each)}") for each in _stages(library, refs)],
-            ]
-    shards = [Text(f"  {shard} shard {shard.index}") for shard in trace.shards]
-    lines += [Text("stands in", style="dim"), *shards] if shards else []
-    lines += [Text(f"could not be read: {told}", style="red") for told in trace.unread]
-    return Group(*lines)
+    if not trace.shards:
+        lines = [Text(f"in no corpus of {library.store.root}", style="dim")]
+    else:
+        models = {"trained on it": trace.trained, "made from a model that was, or with its help": trace.inherited}
+        told: dict[str, list[list[Ref]]] = {title: [[ref] for ref in refs] for title, refs in models.items()}
+        told["read it besides"] = _stages(library, trace.read)
+        lines = []
+        for title, groups in told.items():
+            if groups:
+                lines += [Text(title, style="dim"), *[Text(f"  {_describe(library, group)}") for group in groups]]
+        lines += [Text("stands in", style="dim"), *[Text(f"  {shard} shard {shard.index}") for shard in trace.shards]]
+    return Group(*lines, *[Text(f"could not be read: {told}", style="red") for told in trace.unread])
 
 
 def differences_list(library: "Library", left: Ref, right: Ref, differences: "Sequence[Difference]") -> RenderableType:
-    """The first difference with the way to it, then the others, a line each."""
+    """The first difference with the way to it, then the others, those that differ in a number of a list as one."""
     title = Text(f"{_describe(library, [left])}\n{_describe(library, [right])}")
     if not differences:
         return Group(title, Text("the same artifact", style="dim"))
-    lines = [Text.assemble((_way(d), "bold"), f": {d.left} against {d.right}") for d in differences]
+    alike: dict[str, list[Difference]] = {}
+    for difference in differences:
+        alike.setdefault(_NUMBER.sub("[*]", _way(difference)), []).append(difference)
+    lines = []
+    for way, group in alike.items():
+        first, more = group[0], f"  and {len(group) - 1} alike" if len(group) > 1 else ""
+        way = _way(first) if len(group) == 1 else way
+        lines.append(Text.assemble((way, "bold"), f": {first.left} against {first.right}", (more, "dim")))
     others = [Text("then in", style="dim"), *lines[1:]] if lines[1:] else []
     return Group(title, Text("they differ first in", style="dim"), lines[0], *others)
 

@@ -38,7 +38,7 @@ def test_a_documents_models_are_found_by_id_and_by_text(
     asked = text_id(TEXT) if form == "id" else str(tmp_path / "text.txt")
     called = cli("lineage", "--document", asked, "--root", bench.runtime.root)
     assert called.code == 0, called.err
-    assert called.out.startswith("trained on it\n  pupil")
+    assert called.out.startswith("trained on it\n  train pupil")
     assert "stands in" in called.out
     told = json.loads(cli("lineage", "--document", asked, "--root", bench.runtime.root, "--json").out)
     assert sorted(told["trained"]) == sorted(model.address for model in models)
