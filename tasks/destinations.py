@@ -12,6 +12,7 @@ from tasks.hub_upload import Upload, commit_files, read_file
 from tasks.models import CONFIG
 from tasks.objects import Objects
 from tasks.publication import SUMS
+from tasks.secrets import refuse_credentials
 from tasks.weight_files import WEIGHTS_INDEX
 
 Progress = Callable[[int, int], None]
@@ -23,7 +24,9 @@ class Folder(Spec):
     """A folder, or a prefix in a bucket."""
 
     kind: Literal["folder"] = "folder"
-    url: str = Field(title="Place", min_length=1, description="A folder or an fsspec URL: s3://bucket/models/fused.")
+    url: Annotated[str, AfterValidator(refuse_credentials)] = Field(
+        title="Place", min_length=1, description="A folder or an fsspec URL: s3://bucket/models/fused."
+    )
 
     def put(self, files: Mapping[str, Path], message: str, replace: bool, progress: Progress) -> str:
         """Copies the files there, `config.json` last: what is half there can't be loaded. Returns the place."""

@@ -65,18 +65,19 @@ def check_publishable(provenance: Provenance, allowed: Sequence[str] = ()) -> li
 def assemble(provenance: Provenance, store: Store, folder: Path, shard_bytes: int = SHARD_BYTES) -> dict[str, Path]:
     """The files to publish, by name, in an empty folder: the model as transformers reads it, its card, recipe, lineage.
 
-    Weights that lie in a larger file than `shard_bytes` are cut anew; everything else is the model's own files, linked
-    where the disk allows it. A recipe's paths of this machine are shortened to their last part.
+    Weights that lie in a larger file than `shard_bytes` are cut anew; everything else is the model's own files, linked.
+    A recipe's paths of this machine are shortened to their last part.
     """
     ref = provenance.manifest.ref
     assert isinstance(ref, ModelRef), f"{ref} is no model"
     source = store.fetch(ref)
-    names = [name for name in provenance.manifest.files if name not in (CARD, RECIPE, PROVENANCE, SUMS)]
+    found = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    names = [n for n in provenance.manifest.files if n in found and n not in (CARD, RECIPE, PROVENANCE, SUMS)]
     weights = [name for name in names if name.endswith(".safetensors")]
     too_large = any(provenance.manifest.files[name].bytes > shard_bytes for name in weights)
     for name in names:
         if not (too_large and ".safetensors" in name):  # the index too
-            _link(source / name, folder / name)
+            _link(source / name, folder / name, lasting=store.is_local)
     if too_large:
         _cut_weights(source, folder, str(ref), shard_bytes)
     (folder / CARD).write_text(write_card(provenance), encoding="utf-8")
@@ -89,12 +90,15 @@ def assemble(provenance: Provenance, store: Store, folder: Path, shard_bytes: in
     return files | {SUMS: folder / SUMS}
 
 
-def _link(source: Path, target: Path) -> None:
-    """Another name for the file: a local cache may let go of the first one while a long upload reads the second."""
+def _link(source: Path, target: Path, lasting: bool) -> None:
+    """Another name for the file. One in a cache needs its own: the cache may let go of it during a long upload."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if lasting:
+        target.symlink_to(source)
+        return
     try:
         os.link(source, target)
-    except OSError:  # another disk
+    except OSError:  # a file system without them
         shutil.copyfile(source, target)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from fusion_core.spec import check_name
 from tasks.artifacts import Manifest, Ref, Runtime, StoreError
 from tasks.claims import Claims
 from tasks.lineage import RunRecord, note_elsewhere, read_known, record_run
+from tasks.secrets import refuse_credentials
 from tasks.store import Store, open_store
 
 _URI = re.compile(r"(?P<root>.+?)/+(?P<step>[a-z][a-z0-9_]*)/(?P<fingerprint>[0-9a-f]{32})(/.*)?")
@@ -28,7 +30,7 @@ class Pulled:
 
 def parse_uri(uri: str) -> tuple[str, Ref]:
     """The root and the artifact that `ROOT/step/fingerprint` names, or a path into it. Raises ValueError."""
-    match = _URI.fullmatch(uri.strip())
+    match = _URI.fullmatch(refuse_credentials(uri.strip()))
     if match is None:
         raise ValueError(
             f"expected ROOT/step/fingerprint with its 32 hex digits, found {uri!r}; llm-fuse lineage shows it"
@@ -55,7 +57,7 @@ def pull(
 
     Raises:
         ValueError: no such URI, or Python files without `trust_code`.
-        StoreError: no such artifact there, or a file that differs from its manifest.
+        StoreError: no such artifact there, a file that differs from its manifest, or a manifest of odd names.
         OSError: the connection failed, or somebody computes the artifact here right now.
     """
     root, ref = parse_uri(uri)
@@ -66,6 +68,8 @@ def pull(
     ancestors = _ancestors(source, manifest)
     present = [m for m in ancestors if with_inputs and source.manifest(m.ref) is not None]
     wanted = [*reversed(present), manifest]  # what others are made from comes before them
+    for each in (manifest, *ancestors):
+        _check_words(each)
     for each in wanted:
         _check_code(each, uri, trust_code)
     copied = {each.ref.address for each in wanted}
@@ -95,6 +99,17 @@ def _ancestors(source: Store, manifest: Manifest) -> list[Manifest]:
         found |= {m.ref.address: m for m in known}
         layer = [ref for m in known for ref in m.inputs]
     return list(found.values())
+
+
+def _check_words(manifest: Manifest) -> None:
+    """Raises `StoreError` for file names that lead out of the artifact, or a label that a terminal would obey."""
+    odd = next((n for n, fact in manifest.files.items() if fact.path != f"{manifest.owner}/{n}"), None)
+    if odd is not None:
+        raise StoreError(f"{manifest.ref}: expected each file below its attempt's folder, found {odd!r}; don't pull it")
+    try:
+        check_name(manifest.label)
+    except ValueError as error:
+        raise StoreError(f"{manifest.ref}: its label: {error}") from error
 
 
 def _check_code(manifest: Manifest, uri: str, trusted: bool) -> None:

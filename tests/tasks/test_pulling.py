@@ -1,5 +1,6 @@
 """Pulling: what comes from another root is checked, and lineage is whole without its data."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tasks.garbage import find_garbage
 from tasks.lineage import Library, runs
 from tasks.pulling import parse_uri, pull
 from tasks.step import Output, step
-from tasks.store import Store, open_store
+from tasks.store import MANIFEST, Store, open_store
 from tests.tasks.test_lineage import Run, download, run_pipeline
 
 
@@ -99,6 +100,31 @@ def test_code_is_taken_only_from_whom_one_trusts(runtime: Runtime, here: Runtime
         pull(uri_of(runtime, model), here)
     assert open_store(here).manifest(model) is None
     assert pull(uri_of(runtime, model), here, trust_code=True).ref == model
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ({"label": "model \x1b[2J"}, "expected a name of printable characters"),
+        ({"files": "../../../../outside"}, r"expected each file below its attempt's folder, found '\.\./"),
+    ],
+)
+def test_names_that_do_harm_are_refused(
+    there: Run, runtime: Runtime, here: Runtime, harm: dict[str, str], message: str
+) -> None:
+    source, model = open_store(runtime), there.models[0]
+    manifest = json.loads(source.read(f"{model.address}/{MANIFEST}") or b"")
+    (fact,) = manifest["files"].values()
+    manifest |= {"files": {harm["files"]: fact}} if "files" in harm else harm
+    source.write(f"{model.address}/{MANIFEST}", json.dumps(manifest).encode())
+    with pytest.raises(StoreError, match=message):
+        pull(uri_of(runtime, model), here)
+    assert open_store(here).listing() == {}
+
+
+def test_a_uri_with_a_password_is_refused_without_it() -> None:
+    with pytest.raises(ValueError, match=r"without credentials, found s3://\*\*\*@bucket"):
+        parse_uri(f"s3://key:secret@bucket/train/{'a' * 32}")
 
 
 def test_a_place_where_somebody_works_is_left_to_them(there: Run, runtime: Runtime, here: Runtime) -> None:
