@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from fusion_core.spec import Spec
 from tasks.hub import check_repo_id, check_revision
@@ -67,12 +67,15 @@ Destination = Annotated[Folder | HubRepository, Field(discriminator="kind")]
 def parse_destination(text: str, *, public: bool = False) -> Folder | HubRepository:
     """A destination as people write it: a folder, a URL, or hf://owner/name[@branch].
 
-    public: of a repository that is made now.
+    public: of a repository that is made now. Raises ValueError for what is none of these, or holds a password.
     """
-    if not text.startswith(_HUB):
-        return Folder(url=text)
     id, _, branch = text.removeprefix(_HUB).partition("@")
-    return HubRepository(id=id, branch=branch or "main", private=not public)
+    try:
+        if not text.startswith(_HUB):
+            return Folder(url=text)
+        return HubRepository(id=id, branch=branch or "main", private=not public)
+    except ValidationError as error:  # its own text repeats what was given, passwords too
+        raise ValueError(f"place to publish to: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _copy(place: Objects, files: Mapping[str, Path], replace: bool, progress: Progress) -> str:

@@ -23,14 +23,13 @@ from tasks.download import download
 from tasks.lineage import RunRecord, record_run, runs
 from tasks.merge import merge
 from tasks.models import LocalModel
-from tasks.objects import Objects
 from tasks.step import Output, step
 from tasks.store import Store, open_store
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Cli
-from tests.tasks.conftest import Hub, hub, s3_endpoint, s3_root
+from tests.tasks.conftest import Hub, hub
 
-__all__ = ["hub", "s3_endpoint", "s3_root"]  # fixtures
+__all__ = ["hub"]  # a fixture
 
 LOAD = """
 import sys, torch
@@ -203,17 +202,6 @@ def test_a_failed_gate_and_conflicting_licences_refuse_until_both_are_named(
     called = cli(*words, "--allow", "gate", "--allow", "licence:model-1")
     assert called.code == 0, called.err
     assert "in spite of gate, licence:model-1" in called.out
-
-
-def test_a_bucket_gets_the_same_files(cli: Cli, merged: Merged, tmp_path: Path, s3_root: str) -> None:
-    folder = tmp_path / "model"
-    assert cli("publish", merged.model.address, folder, "--root", merged.root).code == 0
-    called = cli("publish", merged.model.address, f"{s3_root}/model", "--root", merged.root)
-    assert called.code == 0, called.err
-    place = Objects(f"{s3_root}/model")
-    assert place.names() == sorted(path.name for path in folder.iterdir())
-    assert all(place.read(path.name) == path.read_bytes() for path in folder.iterdir())
-    assert cli("publish", merged.model.address, f"{s3_root}/model", "--root", merged.root).code == 0
 
 
 def test_a_hub_repository_is_made_private_and_holds_one_commit(
