@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.spec import PINNED, Spec
+from tasks.sealed import is_intact, seal
 from tasks.secrets import refuse_credentials
 from tasks.training.runtime import TrainingRuntime
 
@@ -256,7 +257,7 @@ class Manifest(BaseModel):
 
     def to_json(self) -> bytes:
         """The manifest as it is stored."""
-        return self.model_dump_json(indent=1).encode()
+        return seal(self.model_dump_json(indent=1))
 
     @classmethod
     def from_json(cls, data: bytes, address: str) -> Self:
@@ -277,6 +278,8 @@ class Manifest(BaseModel):
             raise StoreError(
                 f"{address}: the manifest's {where!r} is not valid ({first['msg']}); delete the folder to recompute"
             ) from error
+        if not is_intact(data):
+            raise StoreError(f"{address}: the manifest differs from its seal; delete the folder to recompute")
         if manifest.ref.address != address:
             raise StoreError(
                 f"{address}: expected its own manifest, found one of {manifest.ref.address}; delete the folder"

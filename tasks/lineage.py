@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tasks.artifacts import AnyRef, CorpusRef, Manifest, Ref, ShardRef, StoreError
 from tasks.documents import list_shards
 from tasks.objects import Entry
+from tasks.sealed import is_intact, seal
 from tasks.store import MANIFEST, Store
 
 ADDRESS = re.compile(r"(?P<address>[a-z][a-z0-9_]*/[0-9a-f]{32})/(?P<rest>.*)")
@@ -43,7 +44,7 @@ def record_run(store: Store, record: RunRecord, *, run_id: str) -> None:
     """Keeps a run. Writing again replaces: note at the start what a plan knows, at the end what came out."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
         raise ValueError(f"run id: expected letters, digits, '.', '_' and '-', found {run_id!r}")
-    store.write(f"{RUNS}/{run_id}.json", record.model_dump_json(indent=1).encode())
+    store.write(f"{RUNS}/{run_id}.json", seal(record.model_dump_json(indent=1)))
 
 
 def forget_run(store: Store, run_id: str) -> None:
@@ -62,6 +63,8 @@ def runs(store: Store) -> dict[str, RunRecord]:
             found[name.removesuffix(".json")] = RunRecord.model_validate_json(data)
         except ValidationError as error:
             raise StoreError(f"{RUNS}/{name}: expected the record of a run, found something else; remove it") from error
+        if not is_intact(data):
+            raise StoreError(f"{RUNS}/{name}: the record of a run differs from its seal; remove it, or run again")
     return dict(sorted(found.items(), key=lambda item: item[1].started_at))
 
 

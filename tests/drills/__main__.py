@@ -23,11 +23,11 @@ os.environ |= {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
-from tests.drills import kill
-from tests.drills.outcome import HEADER, Outcome, Skip
-from tests.drills.workload import Workload, prefect_server, write_workload, fork
+from tests.drills import corruption, kill
+from tests.drills.outcome import HEADER, Skip
+from tests.drills.workload import Workload, fork, prefect_server, write_workload
 
-DRILLS = {"kill": kill.drill}
+DRILLS = {"kill": kill.drill, "corruption": corruption.drill}
 
 
 def main() -> int:
@@ -50,7 +50,9 @@ def hold(names: list[str], folder: Path, short: bool) -> int:
     clock, is_kept = time.monotonic(), True
     with prefect_server(folder / "prefect"):
         import_everything()
-        assert fork(lambda: write_workload(folder / "workload") is None, folder / "log").wait() == 0, (folder / "log").read_text()
+        assert fork(lambda: write_workload(folder / "workload") is None, folder / "log").wait() == 0, (
+            folder / "log"
+        ).read_text()
         workload = Workload(folder / "workload")
         print(HEADER)
         for name in names:
@@ -63,8 +65,7 @@ def hold(names: list[str], folder: Path, short: bool) -> int:
 
 def import_everything() -> None:
     """Imports what a run needs, so that a fork needn't. Starts no threads."""
-    import datasets, numba, transformers
-    import flows.fuse, flows.cli.progress
+
 
 if __name__ == "__main__":
     sys.exit(main())

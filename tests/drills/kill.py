@@ -6,8 +6,9 @@ a kill may have been made again; and beside it only debris may lie, which garbag
 """
 
 import random
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,22 +17,26 @@ from tasks.garbage import find_garbage, sweep
 from tasks.lineage import RUNS, Library, runs
 from tasks.store import MANIFEST, Store
 from tests.drills.outcome import Outcome
-from tests.drills.workload import LEASE_SECONDS, WORKERS, Workload, digests, manifests_of
+from tests.drills.workload import LIMIT_SECONDS, WORKERS, Fork, Workload, digests, manifests_of
 
 SITES = ("download", "build_corpus", "extract", "map_vocab", "align", "fuse", "train", "train", "evaluate", "report")
 CAMPAIGNS = 6
 SEED = 7
-_LEAST_SECONDS = 0.05  # a step's claim is seen, at the earliest, so long after it was made
+_LEAST_SECONDS = 0.1  # of a step's time, within which the moment of the kill is drawn
 
 
 def drill(workload: Workload, short: bool) -> Iterator[Outcome]:
-    """One line for the steps, one for the moments around them."""
+    """One line: 60 kills, six at each of the sites."""
     outcome = Outcome("kill: SIGKILL in every step, training included")
     chance = random.Random(SEED)
-    for number in range(1 if short else CAMPAIGNS):
-        sites = ("extract", "train") if short else SITES
-        root = workload.folder / f"killed-{number}"
-        Campaign(workload, Store(str(root)), outcome).run(sites, chance)
+    number = 0
+    for _ in range(1 if short else CAMPAIGNS):
+        left = ("extract", "train") if short else SITES
+        while left:  # a run that ended before it could be killed: the rest is done on another store
+            root = workload.folder / f"killed-{number}"
+            left = left[Campaign(workload, Store(str(root)), outcome, chance).run(left) :]
+            shutil.rmtree(root)
+            number += 1
     yield outcome
 
 
@@ -42,39 +47,69 @@ class Campaign:
     workload: Workload
     store: Store
     outcome: Outcome
-    committed: dict[str, str] = field(default_factory=dict)  # owner by address, at the last kill
+    chance: random.Random
+    kills: int = 0
+    committed: dict[str, str] = field(default_factory=dict)  # owner by address, when the last run ended
+    orphans: dict[Path, bytes] = field(default_factory=dict)  # claims that nobody has taken over yet
+    began: float = 0.0  # when the run began; 0 once all orphans are taken over
 
     @property
     def root(self) -> Path:
         return Path(self.store.base)
 
-    def run(self, sites: tuple[str, ...], chance: random.Random) -> None:
-        """Kills at every site in turn, lets the last run end, and compares."""
+    def run(self, sites: tuple[str, ...]) -> int:
+        """How many of the sites saw a kill, one after the other, before the last run could end; then compares."""
         spans = self._spans()
-        kills, killed_at = 0, time.monotonic()
+        ended = False
         for step in sites:
-            run = self.workload.run(str(self.root))
-            moment = chance.random()
-            while run.poll() is None and not any(self.root.glob(f"{step}/*/{PREFIX}*")):
-                time.sleep(0.002)
-            self._note_recovery(killed_at if kills else None)
-            end = time.monotonic() + moment * spans[step]
-            while run.poll() is None and time.monotonic() < end:
-                time.sleep(0.002)
-            self.outcome.trials += 1
-            if run.poll() is None:
-                run.kill()
-                kills += 1
-                killed_at = time.monotonic()
-            else:
-                self.outcome.blame([f"a run ended with {run.code}: {self.workload.last_words()}"] if run.code else [])
+            run = self._begin()
+            known = self._marks(step)
+            self._watch(run, lambda step=step, known=known: self._is_claimed(step) or self._marks(step) != known)
+            end = time.monotonic() + self.chance.random() * spans[step]
+            self._watch(run, lambda end=end: time.monotonic() > end)
+            ended = run.poll() is not None
+            if ended:
+                self._blame_end(run)
+                break
+            run.kill()
+            self.kills += 1
             self._compare_with_last()
-        code = self.workload.run(str(self.root)).wait()
-        self._note_recovery(killed_at)
-        self.outcome.faults += kills
-        self.outcome.blame([f"the last run ended with {code}: {self.workload.last_words()}"] if code else [])
+        if not ended:
+            run = self._begin()
+            self._watch(run, lambda: False)
+            self._blame_end(run)
         self._compare_with_last()
-        self.outcome.blame(self._problems(kills))
+        self.outcome.trials += self.kills
+        self.outcome.faults += self.kills
+        self.outcome.blame(self._problems())
+        return self.kills
+
+    def _begin(self) -> Fork:
+        self.orphans = {path: path.read_bytes() for path in self.root.glob(f"*/*/{PREFIX}*")}
+        self.began = time.monotonic()
+        return self.workload.run(str(self.root))
+
+    def _watch(self, run: Fork, happened: Callable[[], bool]) -> None:
+        """Waits for it, or for the run's end; notes when the claims that a kill left have been taken over."""
+        while run.poll() is None and not happened():
+            self.orphans = {path: body for path, body in self.orphans.items() if _bytes_of(path) == body}
+            if not self.orphans and self.began:
+                self.outcome.recovered(time.monotonic() - self.began if self.kills else 0.0)
+                self.began = 0.0
+            assert not self.began or time.monotonic() < self.began + LIMIT_SECONDS, (
+                f"{min(self.orphans)} is not taken over"
+            )
+            time.sleep(0.002)
+
+    def _blame_end(self, run: Fork) -> None:
+        self.outcome.blame([f"a run ended with {run.code}: {self.workload.last_words()}"] if run.code else [])
+
+    def _is_claimed(self, step: str) -> bool:
+        """By a run that lives: what a killed one left is an orphan until it is taken over."""
+        return any(path not in self.orphans for path in self.root.glob(f"{step}/*/{PREFIX}*"))
+
+    def _marks(self, step: str) -> set[Path]:
+        return set(self.root.glob(f"{step}/*/{MANIFEST}"))
 
     def _spans(self) -> dict[str, float]:
         """How long each step's artifacts took together in the undisturbed run."""
@@ -83,17 +118,13 @@ class Campaign:
             spans[manifest.step] = spans.get(manifest.step, 0.0) + manifest.seconds
         return spans
 
-    def _note_recovery(self, since: float | None) -> None:
-        if since is not None:
-            self.outcome.recovered(time.monotonic() - since)
-
     def _compare_with_last(self) -> None:
         """What was committed at one kill must be there at the next, by the same attempt."""
         now = {address: manifest.owner for address, manifest in manifests_of(self.root).items()}
         self.outcome.lost += sum(now.get(address) != owner for address, owner in self.committed.items())
         self.committed = now
 
-    def _problems(self, kills: int) -> Iterator[str]:
+    def _problems(self) -> Iterator[str]:
         """What is wrong with the finished store."""
         library = Library.load(self.store)
         yield from library.verify()
@@ -104,9 +135,9 @@ class Campaign:
         for path in library.listing:
             if f"/{PREFIX}" in path and owner_state(claim_record(self.store.read(path))) != "gone":
                 yield f"{path} stands, of an owner that is not gone"
-        yield from self._debris(library, kills)
+        yield from self._debris(library)
 
-    def _debris(self, library: Library, kills: int) -> Iterator[str]:
+    def _debris(self, library: Library) -> Iterator[str]:
         """Garbage collection takes what killed runs left, and only that."""
         published = {(address, part) for address, m in library.manifests.items() for part in (MANIFEST, m.owner)}
         debris = {
@@ -117,8 +148,8 @@ class Campaign:
         }
         attempts = {"/".join(_address_and_part(path)) for path in debris if f"/{PREFIX}" not in path}
         attempts = {attempt for attempt in attempts if "/." not in attempt and "checkpoints" not in attempt}
-        if len(attempts) > kills * WORKERS:
-            yield f"{kills} kills of {WORKERS} workers left {len(attempts)} attempts"
+        if len(attempts) > self.kills * WORKERS:
+            yield f"{self.kills} kills of {WORKERS} workers left {len(attempts)} attempts"
         time.sleep(0.01)  # a file system's stamps are a little coarse
         keep = [ref for record in runs(self.store).values() for ref in record.refs]
         garbage = sweep(self.store, find_garbage(library, keep, min_age=0.0))
@@ -131,9 +162,13 @@ class Campaign:
             yield f"garbage collection took {min(missing)}"
 
 
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def _address_and_part(path: str) -> tuple[str, str]:
     parts = path.split("/")
     return "/".join(parts[:2]), parts[2] if len(parts) > 2 else ""
-
-
-

@@ -140,7 +140,9 @@ def write_workload(folder: Path) -> Workload:
     from tasks.store import open_store
 
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [f"{number:03d}: a few words in text {number:03d}, and some more of them.\n" for number in range(6 * SHARDS)]
+    texts = [
+        f"{number:03d}: a few words in text {number:03d}, and some more of them.\n" for number in range(6 * SHARDS)
+    ]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "held.jsonl").write_text(json.dumps({"text": "Words that nobody has learned from, held out.\n"}) + "\n")
     documents = (Files(paths=(str(folder / "texts.jsonl"),), format="jsonl"),)

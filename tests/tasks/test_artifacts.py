@@ -26,6 +26,7 @@ from tasks.artifacts import (
     fingerprint_of,
     refs_in,
 )
+from tasks.sealed import seal
 
 MODEL = ModelRef(step="download", fingerprint="a" * 32)
 SHARD = ShardRef(step="corpus", fingerprint="b" * 32, index=3, digest="d" * 32)
@@ -149,7 +150,26 @@ def test_a_manifest_survives_its_json() -> None:
     )
     address = manifest.ref.address
     assert Manifest.from_json(manifest.to_json(), address) == manifest
-    assert Manifest.from_json(manifest.to_json().replace(b'"step"', b'"news": 1, "step"', 1), address) == manifest
+    newer = seal(manifest.model_dump_json(indent=1).replace('"step"', '"news": 1, "step"', 1))
+    assert Manifest.from_json(newer, address) == manifest
+    assert Manifest.from_json(manifest.model_dump_json().encode(), address) == manifest  # of before there were seals
+
+
+def test_a_manifest_that_changed_in_one_byte_is_refused_or_says_the_same() -> None:
+    manifest = Manifest(
+        step="download", version=1, fingerprint="a" * 32, ref=MODEL, arguments={}, owner="o", started_at="", seconds=0.5,
+        files={"data": FileFact(path="o/data", bytes=3, sha256="0" * 64)}, facts={"rows": 3},
+    )  # fmt: skip
+    data = manifest.to_json()
+    refused = 0
+    for place in range(len(data)):
+        for bit in (1, 2, 32):
+            changed = data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
+            try:
+                assert Manifest.from_json(changed, manifest.ref.address) == manifest
+            except StoreError:
+                refused += 1
+    assert refused > 2.5 * len(data)
 
 
 def test_a_manifest_at_another_artifacts_address_is_refused() -> None:

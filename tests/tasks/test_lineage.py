@@ -191,6 +191,15 @@ def test_an_unreadable_record_stops_what_would_decide_on_it(tmp_path: Path) -> N
         runs(store)
 
 
+def test_a_record_that_changed_in_one_byte_keeps_nothing_else_alive(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    record_run(store, make_record("run"), run_id="id-1")
+    stored = tmp_path / "runs/id-1.json"
+    stored.write_bytes(stored.read_bytes().replace(b'"run"', b'"ran"'))
+    with pytest.raises(StoreError, match=r"runs/id-1\.json: the record of a run differs from its seal"):
+        runs(store)
+
+
 def test_a_folder_deleted_by_hand_is_simply_not_there(tmp_path: Path) -> None:
     runtime = Runtime(root=str(tmp_path))
     run = run_pipeline(runtime)

@@ -107,6 +107,32 @@ def test_damage_in_the_local_cache_is_mended_from_the_store(s3_root: str, tmp_pa
     assert (folder / "config.json").read_bytes() == FILES["config.json"]
 
 
+def test_bytes_that_change_on_their_way_are_read_again(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = publish(Store(s3_root, cache_dir=str(tmp_path / "maker")))
+    reader = Store(s3_root, cache_dir=str(tmp_path / "reader"))
+    honest_cat, honest_get = reader.fs.cat_file, reader.fs.get_file
+    asked: list[str] = []
+
+    def cat(path: str, **options: int) -> bytes:
+        asked.append(path)
+        data = bytes(honest_cat(path, **options))
+        return data.replace(b"train", b"drain", 1) if asked.count(path) == 1 else data
+
+    def get(path: str, local: str) -> None:
+        asked.append(path)
+        honest_get(path, local)
+        if asked.count(path) == 1:
+            Path(local).write_bytes(b"other")
+
+    monkeypatch.setattr(reader.fs, "cat_file", cat)
+    monkeypatch.setattr(reader.fs, "get_file", get)
+    assert reader.manifest(REF) == manifest
+    folder = reader.fetch(REF)
+    assert {name: (folder / name).read_bytes() for name in manifest.files} == FILES
+
+
 def test_what_was_made_here_is_not_fetched_again(s3_root: str, tmp_path: Path) -> None:
     store = Store(s3_root, cache_dir=str(tmp_path / "cache"))
     manifest = publish(store)
