@@ -75,10 +75,9 @@ class Objects:
     def read(self, path: str) -> bytes | None:
         """The object's bytes, or None when there is none."""
         options = {"max_concurrency": 1} if self.is_s3 else {}  # spares the HEAD before the GET
-        try:
+        with contextlib.suppress(FileNotFoundError), self.allowed(f"read {path}"):
             return bytes(self.fs.cat_file(self._full(path), **options))
-        except FileNotFoundError:
-            return None
+        return None
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes the object unless one is there; whether ours is the one that stands. `data` must name its writer."""
@@ -89,7 +88,8 @@ class Objects:
     def _create_remote(self, path: str, data: bytes) -> bool:
         for pause in (0.1, 0.4, 1.6, None):
             try:
-                self.fs.pipe_file(self._full(path), data, mode="create")
+                with self.allowed(f"write {path}"):
+                    self.fs.pipe_file(self._full(path), data, mode="create")
                 return True
             except FileExistsError:
                 return False
@@ -108,7 +108,8 @@ class Objects:
             with _written_beside(Path(self._full(path)), data) as temporary:
                 temporary.replace(self._full(path))
         else:
-            self.fs.pipe_file(self._full(path), data)
+            with self.allowed(f"write {path}"):
+                self.fs.pipe_file(self._full(path), data)
 
     def remove(self, path: str) -> None:
         """Removes one object; absent is fine. A local store keeps no folder that this leaves empty."""
@@ -116,7 +117,7 @@ class Objects:
             Path(self._full(path)).unlink(missing_ok=True)
             self._remove_empty_parents(path)
             return
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self.allowed(f"remove {path}"):
             self.fs.rm_file(self._full(path))
 
     def delete(self, path: str) -> None:
@@ -127,7 +128,7 @@ class Objects:
             self._remove_empty_parents(path)
             left = [full] if os.path.lexists(full) else []
         else:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), self.allowed(f"remove {path}"):
                 self.fs.rm(full, recursive=True)
             left = self.fs.find(full)  # a bulk delete answers 200 even where single keys were refused
         if left:
@@ -141,7 +142,8 @@ class Objects:
                 return sorted(path.name for path in Path(full).iterdir() if path.name.startswith(start))
             # s3fs lists the parent folder too where a listing is empty, unless it was asked for a beginning
             narrow = {"maxdepth": 1, "prefix": start, "withdirs": True} if self.is_s3 and start else {}
-            found = self.fs.find(full, **narrow) if narrow else self.fs.ls(full, detail=False)
+            with self.allowed(f"list {prefix}/"):
+                found = self.fs.find(full, **narrow) if narrow else self.fs.ls(full, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = {str(name).rstrip("/").removeprefix(full).strip("/") for name in found}
@@ -154,7 +156,8 @@ class Objects:
         """
         if self.is_local:
             return dict(_walk(Path(self.base), len(self.base) + 1))
-        found = self.fs.find(self.base, detail=True)
+        with self.allowed("list everything"):
+            found = self.fs.find(self.base, detail=True)
         return {name.removeprefix(self.base).lstrip("/"): _entry(info) for name, info in found.items()}
 
     def clock(self) -> float:
@@ -195,6 +198,18 @@ class Objects:
         bucket, _, key = self._full(upload.path).partition("/")
         with contextlib.suppress(FileNotFoundError):
             self.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id)
+
+    @contextlib.contextmanager
+    def allowed(self, what: str) -> Iterator[None]:
+        """Says what was refused: a server's own words are `Access Denied`. Wrap what is asked of the store in it."""
+        try:
+            yield
+        except PermissionError as error:
+            if self.is_local:
+                raise
+            raise PermissionError(
+                f"{self.root}: expected to be allowed to {what}, found {error}; check the keys and the bucket's policy"
+            ) from error
 
     def _full(self, path: str) -> str:
         return f"{self.base}/{path}".rstrip("/")

@@ -129,7 +129,7 @@ class Store(Objects):
                     os.fsync(stream.fileno())  # or a power cut could keep the manifest and lose the data
             facts[name] = FileFact(path=f"{owner}/{name}", bytes=size, sha256=digest)
             if not self.is_local:
-                with self._allowed(f"write {address}/{owner}/{name}"):
+                with self.allowed(f"write {address}/{owner}/{name}"):
                     self.fs.put_file(str(path), f"{self.base}/{address}/{owner}/{name}")
         return facts
 
@@ -205,7 +205,7 @@ class Store(Objects):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            with self._allowed(f"read {path}"):
+            with self.allowed(f"read {path}"):
                 self.fs.get_file(f"{self.base}/{path}", str(partial))
             problem = self._problem(partial, fact)
             if problem is None:
@@ -216,16 +216,6 @@ class Store(Objects):
             return f"missing in {self.root}"
         finally:
             partial.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _allowed(self, what: str) -> Iterator[None]:
-        """Says what was refused: a server's own words are `Access Denied`."""
-        try:
-            yield
-        except PermissionError as error:
-            raise PermissionError(
-                f"{self.root}: expected to be allowed to {what}, found {error}; check the keys and the bucket's policy"
-            ) from error
 
     def _evict(self) -> None:
         """Unlinks what was used longest ago until the cache fits; open and mapped files keep their contents."""

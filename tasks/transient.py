@@ -6,11 +6,20 @@ import errno
 _FINAL_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _FINAL_ERRNOS = {errno.EDQUOT, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS}
 _RETRIED_STATUS = {408, 429, 500, 502, 503, 504}
+# S3 answers 400 to these, which say that the request didn't arrive as it was sent.
+_RETRIED_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "RequestTimeout",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
 # The roots of each client's errors about connections, and of a device's about its memory.
 _RETRIED_NAMES = {
     "ClientConnectionError",  # aiohttp
     "ClientPayloadError",
     "ConnectionError",  # the built-in one and requests
+    "FlexibleChecksumError",  # botocore: an answer's bytes changed on their way
     "HTTPClientError",  # botocore
     "IncompleteReadError",
     "OutOfMemoryError",  # torch
@@ -31,7 +40,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     status = _status_of(error)
     if status is not None:
-        return status in _RETRIED_STATUS
+        return status in _RETRIED_STATUS or _code_of(error) in _RETRIED_CODES
     if any(kind.__name__ in _RETRIED_NAMES for kind in type(error).__mro__):
         return True
     if not isinstance(error, OSError):
@@ -48,3 +57,8 @@ def _status_of(error: BaseException) -> int | None:
     else:
         status = getattr(response, "status_code", None)
     return status if isinstance(status, int) else None
+
+
+def _code_of(error: BaseException) -> object:
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None

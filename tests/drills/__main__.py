@@ -23,11 +23,11 @@ os.environ |= {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
-from tests.drills import corruption, kill
+from tests.drills import corruption, kill, storage
 from tests.drills.outcome import HEADER, Skip
 from tests.drills.workload import Workload, fork, prefect_server, write_workload
 
-DRILLS = {"kill": kill.drill, "corruption": corruption.drill}
+DRILLS = {"kill": kill.drill, "corruption": corruption.drill, "storage": storage.drill}
 
 
 def main() -> int:

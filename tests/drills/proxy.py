@@ -17,11 +17,13 @@ FOR_EVER = 10**9
 
 @dataclass
 class Fault:
-    """What goes wrong with requests like `GET /bucket/key` that `matching` is found in, so many times.
+    """What goes wrong with requests like `GET /bucket/key` that `matching` is found in, after so many, so many times.
+
+    seconds: for so long from the first time on, however often it is.
 
     reset: before the server hears of it. reset in the answer: half of it arrives. lost answer: the server did it, the
     client hears nothing. answer: the proxy answers with `status` and the S3 error `code`, or with `body`. black hole:
-    nothing for `seconds`, then a reset. cut: the header promises all, half of the body comes. wrong byte: one of the
+    silence until the time is over, then a reset. cut: the header promises all, half of the body comes. wrong byte: one of the
     answer's body. wrong byte sent: one of the request's body.
     """
 
@@ -31,7 +33,8 @@ class Fault:
     status: int = 503
     code: str = "SlowDown"
     body: bytes | None = None
-    seconds: float = 30.0
+    after: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Line:
     port: int
     url: str = ""
     fault: Fault | None = None
+    seen: int = 0
     injected: int = 0
     until: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -49,19 +53,20 @@ class Line:
     def break_with(self, fault: Fault | None) -> None:
         """From now on this goes wrong, and nothing else."""
         with self.lock:
-            self.fault, self.injected, self.until = fault, 0, 0.0
+            self.fault, self.seen, self.injected, self.until = fault, 0, 0, 0.0
 
     def strike(self, request: str) -> Fault | None:
-        """The fault that this request shall meet; a black hole swallows all that comes until its time is over."""
+        """The fault that this request shall meet."""
         with self.lock:
             fault = self.fault
             if fault is None or not re.search(fault.matching, request):
                 return None
-            if fault.kind == "black hole":
+            self.seen += 1
+            if self.seen <= fault.after:
+                return None
+            if fault.seconds:
                 self.until = self.until or time.monotonic() + fault.seconds
-                if time.monotonic() >= self.until:
-                    return None
-            elif self.injected >= fault.times:
+            if time.monotonic() >= self.until if fault.seconds else self.injected >= fault.times:
                 return None
             self.injected += 1
             return fault

@@ -13,8 +13,9 @@ from tasks.artifacts import StoreError
 from tasks.transient import is_transient
 
 
-def s3_error(status: int) -> botocore.exceptions.ClientError:
-    return botocore.exceptions.ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+def s3_error(status: int, code: str = "") -> botocore.exceptions.ClientError:
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return botocore.exceptions.ClientError(answer, "GetObject")
 
 
 def http_error(status: int) -> httpx.HTTPStatusError:
@@ -45,6 +46,8 @@ WORLD = [
     *(s3_error(status) for status in (408, 429, 500, 502, 503, 504)),
     http_error(503),
     caused_by(OSError(errno.EBUSY, "slow down"), s3_error(503)),
+    caused_by(OSError(errno.EINVAL, "the CRC32 did not match"), s3_error(400, "BadDigest")),
+    botocore.exceptions.FlexibleChecksumError(error_msg="an answer changed on its way"),
     caused_by(FileNotFoundError("not in the cache"), httpx.ConnectError("refused")),
 ]
 FINAL = [
