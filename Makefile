@@ -10,7 +10,7 @@ E2E_PACKAGES := chromium postgresql ceph-common ceph-mon ceph-osd radosgw
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test test-slow check check-infra format lock versions clean e2e bench bench-exactness bench-merging bench-flow
+.PHONY: demo test test-slow check check-infra drills format lock versions clean e2e bench bench-exactness bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -27,6 +27,9 @@ e2e: $(VENV)/installed           ## a browser, Postgres, an S3 server, workers: 
 
 test-slow: $(VENV)/installed     ## what takes a minute or more: servers, many processes, whole comparisons
 	$(BIN)/pytest -m slow --ignore tests/e2e
+
+drills: $(VENV)/installed        ## kills, broken lines, full disks, damage, crowds (15 minutes); DRILLS="kill --short" runs one
+	$(BIN)/python -m tests.drills $(DRILLS)
 
 check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra
 	$(BIN)/ruff format --check .

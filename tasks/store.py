@@ -23,8 +23,8 @@ from tasks.objects import Objects
 MANIFEST = "MANIFEST.json"
 IN_USE_SECONDS = 600.0
 """What was fetched this recently is never evicted from the local cache: somebody may be about to open it."""
-_DOWNLOADS = 2
-"""How often a file that differs from its manifest is fetched: bytes also change on their way."""
+READS = 3
+"""How often a remote store is asked for what isn't what it must be: bytes also change on their way."""
 ABANDONED_SECONDS = 7 * 86400.0
 """An attempt's folder in the local cache in which nothing was written for so long belongs to a killed process."""
 
@@ -55,16 +55,14 @@ class Store(Objects):
 
     def manifest(self, ref: Ref) -> Manifest | None:
         """The commit mark, or None when the artifact isn't there."""
-        data = self.read(f"{ref.address}/{MANIFEST}")
-        if data is None:
-            return None
-        try:
-            return Manifest.from_json(data, ref.address)
-        except StoreError:
-            again = None if self.is_local else self.read(f"{ref.address}/{MANIFEST}")
-            if again is None or again == data:  # else: it was changed on its way to us
-                raise
-            return Manifest.from_json(again, ref.address)
+        for reads_left in reversed(range(1 if self.is_local else READS)):
+            data = self.read(f"{ref.address}/{MANIFEST}")
+            try:
+                return None if data is None else Manifest.from_json(data, ref.address)
+            except StoreError:
+                if not reads_left:
+                    raise
+        raise AssertionError("unreachable")
 
     def fetch(self, ref: Ref, names: Iterable[str] | None = None) -> Path:
         """A local folder with the artifact's files (or the named ones), each checked against its size and SHA-256.
@@ -87,7 +85,7 @@ class Store(Objects):
         for name, fact in files.items():
             file = home / address / fact.path
             problem = self._problem(file, fact)
-            for _ in range(0 if self.is_local else _DOWNLOADS):
+            for _ in range(0 if self.is_local else READS):
                 problem = problem and self._download(f"{address}/{fact.path}", file, fact)
             if problem is not None:
                 raise StoreError(f"{address}/{name}: {problem}; delete the folder {address} to recompute it")

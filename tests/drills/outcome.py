@@ -10,9 +10,9 @@ PROMISED_RECOVERY_SECONDS = 120.0
 class Outcome:
     """One line of the table.
 
-    trials: how often it was tried. faults: injected ones. lost: committed work that was gone or done again. wrong: bytes
-    that differ from what they must be, failures without the right words, debris that stayed. longest: seconds from a
-    fault until its work was there, or until the failure was told. limit: what is promised for it.
+    trials: how often it was tried. faults: injected ones. lost: committed work that was gone or done again.
+    wrong: bytes that differ from what they must be, failures without the right words, debris that stayed.
+    longest: seconds from a fault until its work went on, or until the failure was told. limit: what is promised for it.
     """
 
     name: str

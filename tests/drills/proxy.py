@@ -23,8 +23,8 @@ class Fault:
 
     reset: before the server hears of it. reset in the answer: half of it arrives. lost answer: the server did it, the
     client hears nothing. answer: the proxy answers with `status` and the S3 error `code`, or with `body`. black hole:
-    silence until the time is over, then a reset. cut: the header promises all, half of the body comes. wrong byte: one of the
-    answer's body. wrong byte sent: one of the request's body.
+    silence until the time is over, then a reset. cut: the header promises all, half of the body comes. wrong byte: in
+    the answer's body. wrong byte sent: in the request's.
     """
 
     kind: FaultKind
@@ -76,30 +76,29 @@ class Line:
 def line_to(server: str) -> Iterator[Line]:
     """A line to the server at `http://host:port`, which works until told otherwise."""
     host, _, port = server.removeprefix("http://").partition(":")
-    line, ready, loop = Line(host, int(port)), threading.Event(), asyncio.new_event_loop()
+    line, ready, stop = Line(host, int(port)), threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        proxy = await asyncio.start_server(lambda r, w: _handle(line, r, w), "127.0.0.1", 0)
-        line.url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
-        ready.set()
+        loops.append(asyncio.get_running_loop())
+        async with await asyncio.start_server(lambda r, w: _handle(line, r, w), "127.0.0.1", 0) as proxy:
+            line.url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+            ready.set()
+            await stop.wait()
 
-    def run() -> None:
-        loop.run_until_complete(serve())
-        loop.run_forever()
-
-    thread = threading.Thread(target=run, daemon=True)
+    loops: list[asyncio.AbstractEventLoop] = []
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     ready.wait()
     try:
         yield line
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loops[0].call_soon_threadsafe(stop.set)
         thread.join(5)
 
 
 async def _handle(line: Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One request; the connection is closed after its answer."""
-    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
         head = await reader.readuntil(b"\r\n\r\n")
         method, path, *_ = head.split(b" ", 2)
         if re.search(rb"(?i)\r\nexpect: *100-continue", head):
@@ -107,24 +106,19 @@ async def _handle(line: Line, reader: asyncio.StreamReader, writer: asyncio.Stre
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         body = await reader.readexactly(int(length[1])) if length else b""
         fault = line.strike(f"{method.decode()} {path.decode()}")
-        if fault is not None and fault.kind == "black hole":
+        kind = fault.kind if fault else None
+        if kind == "black hole":
             await asyncio.sleep(max(0.0, line.until - time.monotonic()))
-        if fault is not None and fault.kind in ("reset", "black hole"):
-            writer.transport.abort()
-            return
-        if fault is not None and fault.kind == "answer":
-            writer.write(_made_up(fault, method))
-        else:
-            if fault is not None and fault.kind == "wrong byte sent" and body:
-                body = _with_a_wrong_byte(body)
-            answer = await _ask(line, head, body)
-            writer.write(_spoilt(fault, answer))
-        with contextlib.suppress(OSError):
+        if fault is not None and kind == "answer":
+            writer.write(_make_up(fault, method))
+        elif kind not in ("reset", "black hole"):
+            sent = _with_a_wrong_byte(body) if kind == "wrong byte sent" and body else body
+            writer.write(_spoil(kind, await _ask(line, head, sent)))
             await writer.drain()
-        if fault is not None and fault.kind in ("lost answer", "reset in the answer"):
-            await asyncio.sleep(0.05)  # half of an answer shall arrive before the reset
+        if kind == "reset in the answer":
+            await asyncio.sleep(0.05)  # half of the answer shall arrive before the reset
+        if kind in ("reset", "black hole", "lost answer", "reset in the answer"):
             writer.transport.abort()
-        writer.close()
 
 
 async def _ask(line: Line, head: bytes, body: bytes) -> bytes:
@@ -138,9 +132,9 @@ async def _ask(line: Line, head: bytes, body: bytes) -> bytes:
     return re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", answer, count=1).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
 
-def _spoilt(fault: Fault | None, answer: bytes) -> bytes:
+def _spoil(kind: FaultKind | None, answer: bytes) -> bytes:
     head, gap, body = answer.partition(b"\r\n\r\n")
-    match fault.kind if fault else None:
+    match kind:
         case "lost answer":
             return b""
         case "reset in the answer":
@@ -157,7 +151,7 @@ def _with_a_wrong_byte(body: bytes) -> bytes:
     return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
 
 
-def _made_up(fault: Fault, method: bytes) -> bytes:
+def _make_up(fault: Fault, method: bytes) -> bytes:
     words = f"<Error><Code>{fault.code}</Code><Message>{fault.code} (made up)</Message></Error>"
     body = fault.body if fault.body is not None else f'<?xml version="1.0" encoding="UTF-8"?>\n{words}'.encode()
     head = f"HTTP/1.1 {fault.status} X\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"

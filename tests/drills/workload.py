@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -58,8 +58,8 @@ class Fork:
             self.wait()
 
 
-def fork(act: Callable[[], int], log: Path) -> Fork:
-    """A fork of this process that acts and ends with the code that `act` returns; what it says goes to the log."""
+def fork(act: Callable[[], int | None], log: Path) -> Fork:
+    """A fork of this process that acts and ends with the code that `act` returns, or 0; its words go to the log."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -69,7 +69,7 @@ def fork(act: Callable[[], int], log: Path) -> Fork:
         words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(words, 1)
         os.dup2(words, 2)
-        code = act()
+        code = act() or 0
     except BaseException:
         traceback.print_exc()
         code = 70
@@ -83,7 +83,6 @@ class Workload:
     """The recipe and what it reads, below a folder."""
 
     folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Path:
@@ -106,7 +105,6 @@ class Workload:
         def act() -> int:
             from flows.cli import main
 
-            os.environ.update(self.environment)
             print("---", *words, flush=True)
             code = main(list(words))
             (self.folder / "modules").write_text("\n".join(sys.modules))
@@ -132,14 +130,20 @@ class Workload:
         return root
 
 
-def write_workload(folder: Path) -> Workload:
+def prepare(workload: Workload) -> None:
+    """Writes the recipe and imports what a run needs. Call it once Prefect's server is there: imports read where."""
+    writer = fork(lambda: write_recipe(workload.folder), workload.log)
+    assert writer.wait() == 0, workload.last_words()
+    import_all(workload.folder / "modules")
+
+
+def write_recipe(folder: Path) -> None:
     """A recipe that fuses a source with another tokenizer into a target, over four shards, and measures it."""
     from tasks.corpus import CorpusSpec, Files, build_corpus
     from tasks.documents import shards_of
     from tasks.scratch import ByteLevelBpe, GptNeoX, Llama, MetaspaceBpe, init_model, train_tokenizer
     from tasks.store import open_store
 
-    folder.mkdir(parents=True, exist_ok=True)
     texts = [
         f"{number:03d}: a few words in text {number:03d}, and some more of them.\n" for number in range(6 * SHARDS)
     ]
@@ -166,7 +170,7 @@ def write_workload(folder: Path) -> Workload:
         "evaluation": {"corpus": held, "baselines": []},
     }
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    return Workload(folder)
+    (folder / "modules").write_text("\n".join(sys.modules))
 
 
 def manifests_of(root: str | Path) -> dict[str, Manifest]:
