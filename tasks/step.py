@@ -34,7 +34,7 @@ from prefect.context import TaskRunContext
 from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
-from tasks.artifacts import Manifest, Ref, Runtime, canonical_json, fingerprint_of, refs_in
+from tasks.artifacts import Manifest, Ref, Runtime, StoreError, canonical_json, fingerprint_of, refs_in
 from tasks.environment import environment
 from tasks.job import Job, Output, find_or_claim
 from tasks.planning import (
@@ -54,7 +54,7 @@ from tasks.planning import (
 from tasks.progress import Event, tell
 from tasks.slots import device_slot
 from tasks.store import open_store
-from tasks.transient import is_transient
+from tasks.transient import find_full_disk, is_transient
 
 __all__ = ["Future", "Output", "Planned", "ShardsFailed", "Step", "is_planning", "planning", "settle", "step"]
 
@@ -234,9 +234,14 @@ class Step(Generic[R]):
         out = Output(folder, self.name, job.ref.fingerprint, job.label, job.pins)
         try:
             made, manifest = self._make(job, out)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(Exception):  # the body's error is the one to see
                 job.store.discard(folder, job.ref.address, job.owner)
+            if (line := find_full_disk(error)) is not None:  # some libraries raise what looks like a bug
+                raise StoreError(
+                    f"{job.label}: expected space below {folder.parent}, found the disk full ({line}); free some and "
+                    "run again, what is done is kept"
+                ) from error
             raise
         job.store.commit(manifest, folder)
         with contextlib.suppress(Exception):  # clearing up must not fail what is published

@@ -1,10 +1,11 @@
 """Which failures are the world's, and so worth another try."""
 
 import errno
+import re
 
 # Of OSError, these say something about the request itself: asking again gives the same answer.
 _FINAL_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-_FINAL_ERRNOS = {errno.EDQUOT, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS}
+_FINAL_ERRNOS = {errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS}
 _RETRIED_STATUS = {408, 429, 500, 502, 503, 504}
 # S3 answers 400 to these, which say that the request didn't arrive as it was sent.
 _RETRIED_CODES = {
@@ -14,6 +15,8 @@ _RETRIED_CODES = {
     "XAmzContentChecksumMismatch",
     "XAmzContentSHA256Mismatch",
 }
+# A full disk in the words of the system, of Rust's libraries, and of torch.save, which gives no reason.
+_FULL = re.compile(r".*(No space left on device|Disk quota exceeded|PytorchStreamWriter failed|unexpected pos \d+).*")
 # The roots of each client's errors about connections, and of a device's about its memory.
 _RETRIED_NAMES = {
     "ClientConnectionError",  # aiohttp
@@ -48,6 +51,16 @@ def is_transient(error: BaseException) -> bool:
     if error.__cause__ is not None:
         return is_transient(error.__cause__)
     return not isinstance(error, _FINAL_ERRORS) and error.errno not in _FINAL_ERRNOS
+
+
+def find_full_disk(error: BaseException) -> str | None:
+    """The line of an error, or of what caused it, that says that a disk is full; None where nothing does."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if (line := _FULL.search(str(cause))) is not None:
+            return line[0].strip()
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _status_of(error: BaseException) -> int | None:

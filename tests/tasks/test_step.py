@@ -69,6 +69,8 @@ def fail(how: str, *, runtime: Runtime, out: Output) -> TextsRef:
         raise ValueError("bad input")
     if how == "interrupt":
         raise KeyboardInterrupt
+    if how == "full":
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
     if how == "facts":
         out.facts["bad"] = object()
     return TextsRef(step="else", fingerprint="f" * 32) if how == "ref" else out.ref(TextsRef)
@@ -171,7 +173,13 @@ def test_what_the_world_is_found_to_be_joins_the_identity(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("how", "error"),
-    [("raise", ValueError), ("interrupt", KeyboardInterrupt), ("facts", ValueError), ("ref", TypeError)],
+    [
+        ("raise", ValueError),
+        ("interrupt", KeyboardInterrupt),
+        ("full", StoreError),
+        ("facts", ValueError),
+        ("ref", TypeError),
+    ],
 )
 def test_a_body_that_fails_leaves_nothing(runtime: Runtime, how: str, error: type[BaseException]) -> None:
     with pytest.raises(error):

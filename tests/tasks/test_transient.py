@@ -10,7 +10,7 @@ import torch
 from aiohttp import ClientPayloadError, ServerDisconnectedError
 
 from tasks.artifacts import StoreError
-from tasks.transient import is_transient
+from tasks.transient import find_full_disk, is_transient
 
 
 def s3_error(status: int, code: str = "") -> botocore.exceptions.ClientError:
@@ -81,3 +81,26 @@ def test_the_world_is_worth_another_try(error: BaseException) -> None:
 @pytest.mark.parametrize("error", FINAL, ids=repr)
 def test_the_same_request_would_fail_again(error: BaseException) -> None:
     assert not is_transient(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "model.safetensors"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("the child ended: Traceback\n  File x\nRuntimeError: [enforce fail] unexpected pos 64 vs 0\n"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        caused_by(ValueError("could not save"), OSError(errno.ENOSPC, "No space left on device")),
+    ],
+)
+def test_a_full_disk_is_found_whoever_tells_it_and_never_retried(error: Exception) -> None:
+    line = find_full_disk(error)
+    assert line is not None
+    assert "\n" not in line
+    assert not is_transient(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("no space between words"), OSError(errno.EIO, "input/output error")])
+def test_another_error_is_no_full_disk(error: Exception) -> None:
+    assert find_full_disk(error) is None
