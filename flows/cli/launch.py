@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from flows.cli.guard import guarded
 from tasks.artifacts import Runtime
 
 ROOT_VARIABLE = "LLM_FUSE_ROOT"
@@ -65,7 +66,7 @@ def quiet_libraries(*, verbose: bool) -> None:
 
 def launch(flow: Any, *arguments: Any, runtime: Runtime, **keywords: Any) -> Any:  # Any: a flow's signature is its own
     """What the flow returns. Raises what it failed with."""
-    with _ends_when_told(), _heard_by_the_server():
+    with _ends_when_told(), _heard_by_the_server(), guarded():
         state = flow(*arguments, runtime=runtime, return_state=True, **keywords)
     value = state.result(raise_on_failure=False)
     if isinstance(value, BaseException):
