@@ -42,7 +42,7 @@ class Outcome:
     def line(self) -> str:
         """The line of the table."""
         figures = f"{self.trials:>6} {self.faults:>6} {self.lost:>5} {self.wrong:>5} {self.longest:>8.1f} s"
-        return f"{self.name:44} {figures}  {'kept' if self.is_kept else 'BROKEN'}  {self.remark}".rstrip()
+        return f"{self.name:44} {figures}  {'kept' if self.is_kept else 'BROKEN'}  {self.remark[:200]}".rstrip()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tasks.store import Store
 SHARDS = 4
 LEASE_SECONDS = 5.0
 WORKERS = 2
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 400.0
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Workload:
 
     def last_words(self) -> str:
         """The last line that a process said."""
-        return (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1][:200]
+        return (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1][:600]
 
     @cached_property
     def expected(self) -> dict[str, dict[str, str]]:
