@@ -157,8 +157,8 @@ def test_a_manifest_survives_its_json() -> None:
 
 def test_a_manifest_that_changed_in_one_byte_is_refused_or_says_the_same() -> None:
     manifest = Manifest(
-        step="download", version=1, fingerprint="a" * 32, ref=MODEL, arguments={}, owner="o", started_at="", seconds=0.5,
-        files={"data": FileFact(path="o/data", bytes=3, sha256="0" * 64)}, facts={"rows": 3},
+        step="download", version=1, fingerprint="a" * 32, ref=MODEL, arguments={}, owner="o", started_at="",
+        seconds=0.5, files={"data": FileFact(path="o/data", bytes=3, sha256="0" * 64)}, facts={"rows": 3},
     )  # fmt: skip
     data = manifest.to_json()
     refused = 0
