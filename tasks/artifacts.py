@@ -194,6 +194,13 @@ class Runtime(BaseModel):
         title="Tokens per batch",
         description="For extraction and evaluation; halved when memory runs out. Empty: what suits the device.",
     )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", title="Attention", description="Implementation while extracting; auto: what suits the model."
+    )
+    compile: bool = Field(False, title="Compile", description="torch.compile while extracting; pays for long shards.")
+    spread: bool = Field(
+        False, title="Spread over devices", description="While extracting: for models larger than one device."
+    )
     max_workers: int = Field(2, gt=0, title="Parallel tasks", description="Steps in work at once in this process.")
     task_runner: Literal["threads", "ray", "dask"] = Field(
         "threads", title="Task runner", description="threads: this process; ray, dask: a cluster (an extra package)."

@@ -13,7 +13,7 @@ from fusion_core.types import NO_BOUNDARY, Scored
 from tasks.artifacts import EvaluationRef, ModelRef, Runtime, ShardRef
 from tasks.costs import COSTS
 from tasks.documents import read_documents
-from tasks.engines import Dtype, check_window, pick_device, score_tokens, tokens_per_batch
+from tasks.engines import Dtype, ModelScorer, check_window, pick_device, score_tokens, tokens_per_batch
 from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
 from tasks.step import Output, step
 from tasks.store import open_store
@@ -38,22 +38,18 @@ def evaluate(
     tokenizer = load_tokenizer(folder)
     vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(folder))
     network = load_model(folder, spec.dtype, pick_device(runtime.device))
+    batch_tokens = tokens_per_batch(runtime.batch_tokens, network.device)
+    scorer = ModelScorer(network, TopK(k=1), vocabulary.size, batch_tokens=batch_tokens)
     costs: dict[str, dict[str, object]] = {}
     calibrations: dict[str, Calibration] = {}
     for number, shard in enumerate(shards):
         pieces = read_documents(store, shard)
         tokens = encode_documents(tokenizer, vocabulary, [p.text for p in pieces], [p.final for p in pieces])
         check_window(window, tokens, [len(p.text.encode()) for p in pieces])
-        scored, quarantined = score_tokens(
-            network,
-            tokens,
-            TopK(k=1),
-            vocabulary.size,
-            batch_tokens=tokens_per_batch(runtime.batch_tokens, network.device),
-        )
+        scored, quarantined = score_tokens(scorer, tokens, vocabulary.size)
         if quarantined:
             raise ValueError(
-                f"evaluation: expected finite logits, found NaN or infinity in document {pieces[quarantined[0]].id}"
+                f"evaluation: expected finite logits, found NaN or infinity in document {pieces[min(quarantined)].id}"
             )
         starts = tokens.doc_offsets.tolist()
         for i, piece in enumerate(pieces):

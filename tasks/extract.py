@@ -9,8 +9,8 @@ from fusion_core.distributions import ExtractionMode, TopK
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
 from tasks.documents import read_documents
-from tasks.engines import TransformersEngine, check_window, pick_device, score_tokens, tokens_per_batch
-from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
+from tasks.engines import TransformersEngine, check_window, score_tokens
+from tasks.models import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
 from tasks.shards import write_scored
 from tasks.step import Output, step
 from tasks.store import open_store
@@ -40,18 +40,11 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
     vocabulary = vocabulary_of(tokenizer)
     tokens = encode_documents(tokenizer, vocabulary, [d.text for d in documents], [d.final for d in documents])
     check_window(context_window(load_config(folder)), tokens, [len(d.text.encode()) for d in documents])
-    network = load_model(folder, spec.engine.dtype, pick_device(runtime.device))
-    scored, quarantined = score_tokens(
-        network,
-        tokens,
-        spec.mode,
-        vocabulary.size,
-        batch_tokens=tokens_per_batch(runtime.batch_tokens, network.device),
-        first_key=int(shard.digest[:5], 16) * _ROWS_PER_SHARD,
-        progress=out.progress,
-    )
+    scorer = spec.engine(folder, spec.mode, vocabulary.size, runtime)
+    first_key = int(shard.digest[:5], 16) * _ROWS_PER_SHARD
+    scored, quarantined = score_tokens(scorer, tokens, vocabulary.size, first_key=first_key, progress=out.progress)
     if len(quarantined) > spec.max_quarantined * len(documents):
-        ids = ", ".join(documents[d].id for d in quarantined[:3])
+        ids = ", ".join(documents[d].id for d in list(quarantined)[:3])
         raise ValueError(
             f"shard {shard.index}: expected at most {spec.max_quarantined:.0%} documents with NaN or infinite logits, "
             f"found {len(quarantined)} of {len(documents)} (first: {ids}); "

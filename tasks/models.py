@@ -131,11 +131,11 @@ def load_config(folder: Path, name: str = "") -> "PretrainedConfig":
 
 
 def load_model(
-    folder: Path, dtype: "torch.dtype | str" = "auto", device: "torch.device | str" = "cpu"
+    folder: Path, dtype: "torch.dtype | str" = "auto", device: "torch.device | str" = "cpu", **options: Any
 ) -> "PreTrainedModel":
     """The causal language model in evaluation mode on a device.
 
-    dtype: of the weights; "auto" keeps that of the files.
+    dtype: of the weights; "auto" keeps that of the files. options: of `from_pretrained`; a `device_map` decides alone.
     Raises `ValueError` for a folder that isn't a causal language model with safetensors weights.
     """
     config = load_config(folder)
@@ -153,13 +153,14 @@ def load_model(
                 trust_remote_code=_has_code(folder),
                 ignore_mismatched_sizes=True,  # told below, in words
                 output_loading_info=True,
+                **options,
             )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise ValueError(f"{folder}: its {CONFIG} describes a model that can't be: {_first_line(error)}") from error
     check_complete(found, str(folder))
-    return cast("PreTrainedModel", model.to(device).eval())
+    return cast("PreTrainedModel", (model if "device_map" in options else model.to(device)).eval())
 
 
 def load_tokenizer(folder: Path, name: str = "") -> "PreTrainedTokenizerFast":

@@ -12,7 +12,7 @@ from fusion_core.distributions import TopK
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens
 from tasks.artifacts import Runtime
 from tasks.documents import Document
-from tasks.engines import Dtype, check_window, pick_device, score_tokens, tokens_per_batch
+from tasks.engines import Dtype, ModelScorer, check_window, pick_device, score_tokens, tokens_per_batch
 from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
 
 
@@ -35,7 +35,7 @@ class Reader:
     """A loaded model, ready to read."""
 
     encode: Callable[[list[str], list[bool]], Tokens]
-    score: Callable[[Tokens], tuple[Scored, list[int]]]
+    score: Callable[[Tokens], tuple[Scored, dict[int, str]]]
     window: int | None
 
     @classmethod
@@ -43,10 +43,11 @@ class Reader:
         """The model of a Hugging Face folder, on the runtime's device."""
         tokenizer, device = load_tokenizer(folder), pick_device(runtime.device)
         vocabulary, network = vocabulary_of(tokenizer), load_model(folder, dtype, device)
-        batch = tokens_per_batch(runtime.batch_tokens, device)
+        batch_tokens = tokens_per_batch(runtime.batch_tokens, device)
+        scorer = ModelScorer(network, TopK(k=1), vocabulary.size, batch_tokens=batch_tokens)
         return cls(
             encode=lambda texts, final: encode_documents(tokenizer, vocabulary, texts, final),
-            score=lambda tokens: score_tokens(network, tokens, TopK(k=1), vocabulary.size, batch_tokens=batch),
+            score=lambda tokens: score_tokens(scorer, tokens, vocabulary.size),
             window=context_window(load_config(folder)),
         )
 
@@ -58,7 +59,7 @@ class Reader:
         scored, quarantined = self.score(tokens)
         if quarantined:
             raise ValueError(
-                f"evaluation: expected finite logits, found NaN or infinity in document {pieces[quarantined[0]].id}"
+                f"evaluation: expected finite logits, found NaN or infinity in document {pieces[min(quarantined)].id}"
             )
         ends = tokens.doc_offsets[1:]
         has_end = torch.tensor(final, dtype=torch.bool) & (tokens.boundaries[ends - 1] == NO_BOUNDARY)

@@ -50,7 +50,8 @@ class LossHead(torch.nn.Linear):
 
 def install_loss_head(model: "PreTrainedModel") -> LossHead | None:
     """The head that can give the loss, now the model's own; None where more happens to logits than the head."""
-    if split_head(model) is None:
+    parts = split_head(model)
+    if parts is None or not parts.is_linear:
         return None
     head = LossHead(model.get_output_embeddings())
     model.set_output_embeddings(head)

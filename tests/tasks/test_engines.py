@@ -1,13 +1,15 @@
 """The transformers engine against the plain forward pass, one document at a time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fusion_core.distributions import TopK
-from fusion_core.types import Tokens
-from tasks.engines import check_window, pick_device, score_tokens, split_head
+from fusion_core.types import Scored, Tokens
+from tasks.engines import ModelScorer, check_window, pick_device, score_tokens, split_head
+from tasks.engines.forward import NOT_FINITE
 from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
 
@@ -20,13 +22,17 @@ def _read(folder: Path) -> tuple[Tokens, int]:
     return encode_documents(tokenizer, vocabulary, DOCUMENTS, [True] * len(DOCUMENTS)), vocabulary.size
 
 
+def _score(model: Any, tokens: Tokens, mode: TopK, vocab_size: int, batch_tokens: int) -> tuple[Scored, dict[int, str]]:
+    return score_tokens(ModelScorer(model, mode, vocab_size, batch_tokens=batch_tokens), tokens, vocab_size)
+
+
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_neox"])
 def test_rows_equal_the_float64_softmax_of_each_document_alone(family: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family)(seed=3)
     tokens, vocab_size = _read(folder)
     model = load_model(folder, "float32")
-    scored, quarantined = score_tokens(model, tokens, TopK(k=5), vocab_size, batch_tokens=64)
-    assert quarantined == []
+    scored, quarantined = _score(model, tokens, TopK(k=5), vocab_size, 64)
+    assert quarantined == {}
     for start, stop in zip(tokens.doc_offsets[:-1].tolist(), tokens.doc_offsets[1:].tolist(), strict=True):
         ids = tokens.ids[start:stop]
         with torch.no_grad():
@@ -46,8 +52,8 @@ def test_batch_composition_does_not_change_a_row(tiny_llama: ModelFactory) -> No
     folder = tiny_llama(seed=1)
     tokens, vocab_size = _read(folder)
     model = load_model(folder, "float32")
-    one, _ = score_tokens(model, tokens, TopK(k=4), vocab_size, batch_tokens=1)
-    all_together, _ = score_tokens(model, tokens, TopK(k=4), vocab_size, batch_tokens=10_000)
+    one, _ = _score(model, tokens, TopK(k=4), vocab_size, 1)
+    all_together, _ = _score(model, tokens, TopK(k=4), vocab_size, 10_000)
     torch.testing.assert_close(one.dist.logprobs, all_together.dist.logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(one.nll, all_together.nll, atol=1e-5, rtol=0, equal_nan=True)
 
@@ -58,7 +64,7 @@ def test_padded_embedding_rows_never_become_candidates(tiny_neox: ModelFactory) 
     model = load_model(folder, "float32")
     with torch.no_grad():
         model.get_output_embeddings().weight[vocab_size:] *= 100  # padded rows that would win every softmax
-    scored, _ = score_tokens(model, tokens, TopK(k=8), vocab_size, batch_tokens=256)
+    scored, _ = _score(model, tokens, TopK(k=8), vocab_size, 256)
     assert vocab_size < 512
     assert int(scored.dist.ids.max()) < vocab_size
     assert scored.dist.vocab_size == vocab_size
@@ -72,8 +78,8 @@ def test_a_document_with_nan_logits_is_quarantined_and_the_others_are_not(tiny_l
     poison = next(iter(set(tokens.ids[bounds[3] :].tolist()) - set(tokens.ids[: bounds[3]].tolist())))
     with torch.no_grad():
         model.get_input_embeddings().weight[poison] = torch.nan
-    scored, quarantined = score_tokens(model, tokens, TopK(k=4), vocab_size, batch_tokens=10_000)
-    assert quarantined == [3]
+    scored, quarantined = _score(model, tokens, TopK(k=4), vocab_size, 10_000)
+    assert quarantined == {3: NOT_FINITE}
     assert not scored.dist.present[bounds[3] :].any()
     assert scored.dist.present[: bounds[3]].all()
     assert torch.isnan(scored.nll[bounds[3] :]).all()
@@ -90,14 +96,6 @@ def test_a_split_model_gives_the_same_logits(family: str, request: pytest.Fixtur
         if head.bias is not None:
             logits = logits + head.bias
         torch.testing.assert_close(logits, model(input_ids=ids).logits)
-
-
-def test_a_model_that_caps_its_logits_is_not_split() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
-    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2)
-    assert split_head(Gemma2ForCausalLM(config)) is None
 
 
 def test_a_piece_over_the_window_is_refused_with_the_size_that_fits() -> None:
