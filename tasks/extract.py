@@ -1,17 +1,22 @@
 """Extract: one model reads one shard and leaves its next-token distributions."""
 
 import json
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from fusion_core.distributions import ExtractionMode, TopK
 from fusion_core.spec import Spec
+from fusion_core.types import Scored, Tokens
 from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
-from tasks.documents import read_documents
-from tasks.engines import TransformersEngine, check_window, score_tokens
+from tasks.chunks import Chunk, cut_chunks, join_chunks, score_chunks
+from tasks.documents import Document, read_documents
+from tasks.engines import Problem, TransformersEngine, score_tokens
 from tasks.models import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
-from tasks.shards import write_scored
+from tasks.partial import Parts
+from tasks.quarantine import check_share, encode_readable
+from tasks.shards import SCORED, read_scored, write_scored
 from tasks.step import Output, step
 from tasks.store import open_store
 
@@ -26,39 +31,60 @@ class ExtractionSpec(Spec):
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01,
         title="Quarantine at most",
-        description="Share of a shard's documents that may have NaN rows before it fails.",
+        description="Share of a shard's documents that the model may fail to read before the shard fails.",
     )
 
 
-@step(version=1, on_device=True)
+@step(version=2, on_device=True)
 def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: Runtime, out: Output) -> ScoredRef:
-    """The model's distributions over the shard: `scored.safetensors`."""
+    """The model's distributions over the shard: `scored.safetensors`.
+
+    Finished chunks of it outlive a killed attempt; the next one goes on after them.
+    """
     store = open_store(runtime)
     folder = store.fetch(model)
     documents = read_documents(store, shard)
     tokenizer = load_tokenizer(folder)
-    vocabulary = vocabulary_of(tokenizer)
-    tokens = encode_documents(tokenizer, vocabulary, [d.text for d in documents], [d.final for d in documents])
-    check_window(context_window(load_config(folder)), tokens, [len(d.text.encode()) for d in documents])
+    vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(folder))
     scorer = spec.engine(folder, spec.mode, vocabulary.size, runtime)
     first_key = int(shard.digest[:5], 16) * _ROWS_PER_SHARD
-    scored, quarantined = score_tokens(scorer, tokens, vocabulary.size, first_key=first_key, progress=out.progress)
-    if len(quarantined) > spec.max_quarantined * len(documents):
-        ids = ", ".join(documents[d].id for d in list(quarantined)[:3])
-        raise ValueError(
-            f"shard {shard.index}: expected at most {spec.max_quarantined:.0%} documents with NaN or infinite logits, "
-            f"found {len(quarantined)} of {len(documents)} (first: {ids}); "
-            "try engine.dtype float32 or raise max_quarantined"
-        )
-    write_scored(out.dir, scored)
-    kept = scored.dist.logprobs.exp().sum() / max(scored.dist.num_rows, 1)
+    chunks, done = cut_chunks(documents), 0
+
+    def tell(part: int, whole: int, unit: str) -> None:
+        out.progress(done + len(chunks[len(read)]) * part // max(whole, 1), len(documents), "documents")
+
+    def score(tokens: Tokens, before: int) -> tuple[Scored, dict[int, Problem]]:
+        return score_tokens(scorer, tokens, vocabulary.size, first_key=first_key + before, progress=tell)
+
+    parts = Parts(store, out.address)
+    read: list[Chunk] = []
+    problems: dict[int, Problem] = {}
+    resumed = 0
+    encode = partial(encode_readable, partial(encode_documents, tokenizer, vocabulary), window=window)
+    for chunk, was_there in score_chunks(chunks, encode, score, parts):
+        problems |= {done + number: problem for number, problem in chunk.problems.items()}
+        done += len(chunks[len(read)])
+        read.append(chunk)
+        resumed += was_there
+    check_share(f"shard {shard.index}", documents, problems, spec.max_quarantined)
+    write_scored(out.dir, join_chunks([chunk.scored for chunk in read]))
+    out.afterwards.append(parts.remove)
+    _describe(out, documents, problems)
+    out.facts |= {"chunks": len(chunks), "chunks_resumed": resumed, **scorer.facts}
+    return out.ref(ScoredRef)
+
+
+def _describe(out: Output, documents: list[Document], problems: dict[int, Problem]) -> None:
+    """Writes `documents.json`, and facts of what was stored, which are the same however many attempts it took."""
+    scored = read_scored(out.dir)
+    num_tokens = max(len(scored.tokens.ids), 1)
+    (out.dir / "documents.json").write_text(json.dumps([{"id": d.id, "domain": d.domain} for d in documents]))
     out.facts |= {
         "documents": len(documents),
-        "tokens": int(tokens.ids.shape[0]),
-        "kept_mass": round(float(kept), 6),
+        "tokens": len(scored.tokens.ids),
+        "kept_mass": round(float(scored.dist.logprobs.double().exp().sum()) / num_tokens, 6),
         "nats": round(float(scored.nll.double().nansum()), 3),
-        "quarantined": [documents[d].id for d in quarantined],
-        "bytes_per_token": round(sum(p.stat().st_size for p in out.dir.iterdir()) / max(tokens.ids.shape[0], 1), 1),
+        "quarantined": [documents[number].id for number in sorted(problems)],
+        "problems": {documents[number].id: problems[number].text for number in sorted(problems)},
+        "bytes_per_token": round((out.dir / SCORED).stat().st_size / num_tokens, 1),
     }
-    (out.dir / "documents.json").write_text(json.dumps([{"id": d.id, "domain": d.domain} for d in documents]))
-    return out.ref(ScoredRef)

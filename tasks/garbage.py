@@ -10,13 +10,16 @@ from tasks.claims import PREFIX as CLAIM
 from tasks.claims import claim_record, owner_state
 from tasks.lineage import ADDRESS, RUNS, Library, RunRecord
 from tasks.objects import Entry, Upload
+from tasks.partial import KEPT_SECONDS, PARTIAL
 from tasks.retention import Retention, age_of
 from tasks.store import MANIFEST, Store
-from tasks.training.checkpoints import CHECKPOINTS, KEPT_SECONDS
+from tasks.training.checkpoints import CHECKPOINTS
 
 MIN_AGE_SECONDS = 3600.0
 _STRAY = re.compile(rf"\.?probe-[0-9a-f]{{32}}(\.[0-9a-f]{{8}})?|{RUNS}/\.[^/]+\.[0-9a-f]{{8}}")
 """What a killed process leaves outside artifacts: a probe, the temporary file of a record."""
+
+_RESUMED: dict[str, Literal["checkpoint", "part"]] = {CHECKPOINTS: "checkpoint", PARTIAL: "part"}
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,13 @@ class Garbage:
     """One thing that may go: its path below the root, its bytes (0 for an upload: unknown), its age in seconds.
 
     artifact: a whole one that no kept run reaches. attempt: a folder or file that no manifest names. claim: of a
-    dead owner. checkpoint: of a training that nobody went on with for a week, or that was published. upload: an
-    unfinished multipart upload. stray: a temporary object of a killed process. run: the record of one that is no longer
-    kept.
+    dead owner. checkpoint, part: of a training (another artifact) that nobody went on with for a week, or that was
+    published. upload: an unfinished multipart upload. stray: a temporary object of a killed process. run: the record
+    of one that is no longer kept.
     """
 
     path: str
-    kind: Literal["artifact", "attempt", "checkpoint", "claim", "upload", "stray", "run"]
+    kind: Literal["artifact", "attempt", "checkpoint", "part", "claim", "upload", "stray", "run"]
     bytes: int
     age: float
     manifest: Manifest | None = field(default=None, repr=False)
@@ -130,15 +133,15 @@ def _unneeded(address: str, folder: _Folder, is_reached: bool, now: float) -> It
     for name in folder.parts:
         if name and name not in (MANIFEST, *folder.published):
             age = now - folder.newest([name])
-            if name == CHECKPOINTS and folder.manifest is None and age < KEPT_SECONDS:
+            if name in _RESUMED and folder.manifest is None and age < KEPT_SECONDS:
                 continue  # somebody may still go on from them
             yield Garbage(f"{address}/{name}", _kind_of(name), folder.total([name]), age)
 
 
-def _kind_of(name: str) -> Literal["attempt", "checkpoint", "claim"]:
+def _kind_of(name: str) -> Literal["attempt", "checkpoint", "part", "claim"]:
     if name.startswith(CLAIM):
         return "claim"
-    return "checkpoint" if name == CHECKPOINTS else "attempt"
+    return _RESUMED.get(name, "attempt")
 
 
 def _remove(store: Store, item: Garbage) -> bool:

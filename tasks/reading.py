@@ -12,7 +12,7 @@ from fusion_core.distributions import TopK
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens
 from tasks.artifacts import Runtime
 from tasks.documents import Document
-from tasks.engines import Dtype, ModelScorer, check_window, pick_device, score_tokens, tokens_per_batch
+from tasks.engines import Dtype, ModelScorer, Problem, check_window, pick_device, score_tokens, tokens_per_batch
 from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
 
 
@@ -35,7 +35,7 @@ class Reader:
     """A loaded model, ready to read."""
 
     encode: Callable[[list[str], list[bool]], Tokens]
-    score: Callable[[Tokens], tuple[Scored, dict[int, str]]]
+    score: Callable[[Tokens], tuple[Scored, dict[int, Problem]]]
     window: int | None
 
     @classmethod

@@ -8,21 +8,24 @@ from tasks.engines.batches import pad_batch
 from tasks.engines.devices import Dtype, pick_device, tokens_per_batch
 from tasks.engines.forward import ModelScorer, TransformersEngine
 from tasks.engines.heads import Head, split_head
-from tasks.engines.scoring import DocumentRows, Scorer, score_tokens
-from tasks.engines.sizes import check_window, count_parameters
+from tasks.engines.scoring import DocumentRows, Problem, Scorer, score_tokens, without_boundaries
+from tasks.engines.sizes import check_window, count_parameters, fitting_bytes
 
 __all__ = [
     "DocumentRows",
     "Dtype",
     "Head",
     "ModelScorer",
+    "Problem",
     "Scorer",
     "TransformersEngine",
     "check_window",
     "count_parameters",
+    "fitting_bytes",
     "pad_batch",
     "pick_device",
     "score_tokens",
     "split_head",
     "tokens_per_batch",
+    "without_boundaries",
 ]

@@ -16,13 +16,13 @@ from tasks.artifacts import Runtime
 from tasks.engines.batches import pad_batch, plan_batches
 from tasks.engines.devices import Dtype, pick_device, tokens_per_batch
 from tasks.engines.heads import split_head
-from tasks.engines.scoring import DocumentRows
+from tasks.engines.scoring import DocumentRows, Problem
 from tasks.models import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NOT_FINITE = "NaN or infinite logits"
+NOT_FINITE = Problem("NaN or infinite logits", "try engine.dtype float32")
 _HEAD_ELEMENTS = 2**25  # logits that exist at a time, in the model's dtype ...
 _HEAD_ROWS = 256  # ... and no fewer rows: each chunk reads the head's whole weight for them
 
@@ -105,7 +105,7 @@ class ModelScorer:
                 continue
             waiting.popleft()
             for document, (dist, nll) in zip(batch, rows, strict=True):
-                yield DocumentRows(document, dist, nll, problem="" if dist is not None else NOT_FINITE)
+                yield DocumentRows(document, dist, nll, problem=None if dist is not None else NOT_FINITE)
 
     @torch.inference_mode()
     def _score(self, sequences: list[Tensor], row_keys: Tensor) -> list[tuple[TokenDist | None, Tensor]]:

@@ -1,14 +1,21 @@
 """What engines give, document by document, and how a shard's rows are put together from it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fusion_core.distributions import absent_rows, concatenate
 from fusion_core.types import NO_BOUNDARY, Scored, TokenDist, Tokens
+
+
+class Problem(NamedTuple):
+    """Why a document can't be used, and what to do about it."""
+
+    text: str
+    way_out: str
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class DocumentRows:
     document: int
     dist: TokenDist | None
     nll: Tensor
-    problem: str = ""
+    problem: Problem | None = None
 
 
 class Scorer(Protocol):
@@ -46,7 +53,7 @@ def score_tokens(
     *,
     first_key: int = 0,
     progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
-) -> tuple[Scored, dict[int, str]]:
+) -> tuple[Scored, dict[int, Problem]]:
     """The model's distributions over every document, and why the quarantined ones (by number) have none.
 
     The random draws of row `i` depend on the key `first_key + i` alone, so two shards of one model take keys that
@@ -55,12 +62,12 @@ def score_tokens(
     starts = tokens.doc_offsets.tolist()
     nll = torch.full((starts[-1],), torch.nan, dtype=torch.float32)
     dists: dict[int, TokenDist] = {}
-    problems: dict[int, str] = {}
+    problems: dict[int, Problem] = {}
     done = 0
     for rows in scorer(tokens, torch.arange(starts[-1]) + first_key):
         document = rows.document
         if rows.dist is None:
-            problems[document] = rows.problem
+            problems[document] = rows.problem or Problem("no rows", "leave it out of the corpus")
         else:
             dists[document] = rows.dist
             nll[starts[document] : starts[document + 1]] = rows.nll
@@ -73,7 +80,7 @@ def score_tokens(
     return Scored(without_boundaries(tokens, problems), dist, nll), dict(sorted(problems.items()))
 
 
-def without_boundaries(tokens: Tokens, documents: Mapping[int, str]) -> Tokens:
+def without_boundaries(tokens: Tokens, documents: Iterable[int]) -> Tokens:
     """The same tokens, those of some documents at no boundary."""
     boundaries = tokens.boundaries.clone()
     for document in documents:

@@ -34,9 +34,14 @@ def check_window(window: int | None, tokens: Tokens, sizes: Sequence[int]) -> No
     longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
     if window is None or longest is None or lengths[longest] <= window:
         return
-    bytes_per_token = min(size / length for size, length in zip(sizes, lengths, strict=True) if length > window)
-    fitting = int(bytes_per_token * window * 0.9)
     raise ValueError(
         f"corpus.max_bytes: expected pieces of at most {window} tokens, the model's window, "
-        f"found one of {lengths[longest]} ({sizes[longest]} bytes); set corpus.max_bytes to {fitting} or less"
+        f"found one of {lengths[longest]} ({sizes[longest]} bytes); "
+        f"set corpus.max_bytes to {fitting_bytes(window, lengths, sizes)} or less"
     )
+
+
+def fitting_bytes(window: int, lengths: Sequence[int], sizes: Sequence[int]) -> int:
+    """How many bytes of text surely fit the window, told from the pieces that don't: their tokens and bytes."""
+    bytes_per_token = min(size / length for size, length in zip(sizes, lengths, strict=True) if length > window)
+    return max(int(bytes_per_token * window * 0.9), 1)

@@ -20,8 +20,6 @@ from tasks.store import Store
 from tasks.training.runtime import TrainingRuntime
 
 CHECKPOINTS, MARK = "checkpoints", "CHECKPOINT.json"
-KEPT_SECONDS = 7 * 86400.0
-"""So long garbage collection keeps the checkpoints of a training that was neither finished nor gone on with."""
 
 
 def layout_of(how: TrainingRuntime) -> str:

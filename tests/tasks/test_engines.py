@@ -8,7 +8,7 @@ import torch
 
 from fusion_core.distributions import TopK
 from fusion_core.types import Scored, Tokens
-from tasks.engines import ModelScorer, check_window, pick_device, score_tokens, split_head
+from tasks.engines import ModelScorer, Problem, check_window, pick_device, score_tokens, split_head
 from tasks.engines.forward import NOT_FINITE
 from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
@@ -22,7 +22,9 @@ def _read(folder: Path) -> tuple[Tokens, int]:
     return encode_documents(tokenizer, vocabulary, DOCUMENTS, [True] * len(DOCUMENTS)), vocabulary.size
 
 
-def _score(model: Any, tokens: Tokens, mode: TopK, vocab_size: int, batch_tokens: int) -> tuple[Scored, dict[int, str]]:
+def _score(
+    model: Any, tokens: Tokens, mode: TopK, vocab_size: int, batch_tokens: int
+) -> tuple[Scored, dict[int, Problem]]:
     return score_tokens(ModelScorer(model, mode, vocab_size, batch_tokens=batch_tokens), tokens, vocab_size)
 
 

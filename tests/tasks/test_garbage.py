@@ -12,9 +12,10 @@ from tasks.claims import Claims, this_process
 from tasks.garbage import Garbage, find_garbage, sweep
 from tasks.lineage import Library
 from tasks.objects import Objects
+from tasks.partial import KEPT_SECONDS, Parts
 from tasks.step import Output, step
 from tasks.store import Store, open_store
-from tasks.training.checkpoints import KEPT_SECONDS, Checkpoints
+from tasks.training.checkpoints import Checkpoints
 
 HOUR = 3600.0
 
@@ -249,6 +250,16 @@ def test_checkpoints_of_a_killed_training_are_kept_for_a_week(disk: Runtime, tmp
     assert garbage_in(store) == []  # somebody goes on with it
     claim.release()
     assert kinds(sweep(store, garbage_in(store))) == [("checkpoint", f"{address}/checkpoints")]
+    assert store.listing() == {}
+
+
+def test_parts_of_an_unfinished_artifact_are_kept_for_a_week(disk: Runtime) -> None:
+    store, address = open_store(disk), "extract/" + "b" * 32
+    Parts(store, address).save("0", lambda folder: (folder / "rows").write_bytes(b"rows") and None)
+    age(store, address, KEPT_SECONDS - HOUR)
+    assert garbage_in(store) == []
+    age(store, address, KEPT_SECONDS + HOUR)
+    assert kinds(sweep(store, garbage_in(store))) == [("part", f"{address}/partial")]
     assert store.listing() == {}
 
 

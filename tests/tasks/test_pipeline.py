@@ -110,7 +110,7 @@ def test_a_deleted_shard_comes_back_with_the_same_bytes(made: Made) -> None:
 def test_a_piece_over_the_models_window_names_the_size_that_fits(made: Made, tiny_llama: ModelFactory) -> None:
     narrow = download.fn(LocalModel(path=str(tiny_llama(max_position_embeddings=8))), runtime=made.runtime)
     with pytest.raises(
-        ValueError, match=r"corpus\.max_bytes: expected pieces of at most 8 tokens.* set corpus\.max_bytes to \d+"
+        ValueError, match=r"expected at most 1% .* tokens, the model's window is 8.* set corpus\.max_bytes to \d+"
     ):
         extract.fn(narrow, made.shards[0], EXTRACTION, runtime=made.runtime)
 

@@ -1,0 +1,120 @@
+"""A shard in chunks of documents: tokenised ahead, scored, and kept as soon as they are finished.
+
+Where chunks begin depends on the texts alone, and batches never cross them, so that a shard that was finished in two
+attempts has the same bytes as one that was finished in one (on a CPU, and with the same tokens per batch).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from fusion_core.distributions import concatenate
+from fusion_core.types import Scored, Tokens
+from tasks.documents import Document
+from tasks.engines import Problem
+from tasks.partial import Parts
+from tasks.shards import read_scored, write_scored
+
+CHUNK_BYTES = 2**18
+_PROBLEMS = "problems.json"
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some documents of a shard as one model read them; `problems` by their number in the chunk."""
+
+    scored: Scored
+    problems: dict[int, Problem]
+
+    def write(self, folder: Path) -> None:
+        """Writes the chunk; log-probabilities are rounded as they are in a shard."""
+        write_scored(folder, self.scored)
+        (folder / _PROBLEMS).write_text(json.dumps(self.problems))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Chunk":
+        """A chunk as written by `write`."""
+        problems = json.loads((folder / _PROBLEMS).read_text())
+        return cls(read_scored(folder), {int(number): Problem(*problem) for number, problem in problems.items()})
+
+
+def cut_chunks(documents: Sequence[Document], chunk_bytes: int = CHUNK_BYTES) -> list[list[Document]]:
+    """The documents in order, in chunks of at most so many bytes of text, or one document; no documents: one chunk."""
+    chunks: list[list[Document]] = [[]]
+    size = 0
+    for document in documents:
+        length = len(document.text.encode())
+        if chunks[-1] and size + length > chunk_bytes:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(document)
+        size += length
+    return chunks
+
+
+def score_chunks(
+    chunks: Sequence[list[Document]],
+    encode: Callable[[list[Document]], tuple[Tokens, dict[int, Problem]]],
+    score: Callable[[Tokens, int], tuple[Scored, dict[int, Problem]]],
+    parts: Parts,
+) -> Iterator[tuple[Chunk, bool]]:
+    """Every chunk in order, and whether it was found finished.
+
+    While one is scored the next is encoded and the one before is written, each by a thread of its own. The last chunk
+    is not kept by itself: the whole shard is there when it is.
+    score: takes a chunk's tokens and the number of tokens before it in the shard.
+    """
+    before = number = 0
+    while number < len(chunks) - 1 and (folder := parts.find(str(number))) is not None:
+        chunk = Chunk.read(folder)
+        before += len(chunk.scored.tokens.ids)
+        number += 1
+        yield chunk, True
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, "write-chunks") as writer:
+        for tokens, problems in _ahead(encode, chunks[number:]):
+            scored, found = score(tokens, before)
+            chunk = Chunk(
+                scored, found | problems
+            )  # what an emptied document's special tokens get is its least problem
+            before += len(tokens.ids)
+            if writing is not None:
+                writing.result()  # at most one waits
+            if number < len(chunks) - 1:
+                writing = writer.submit(parts.save, str(number), chunk.write)
+            number += 1
+            yield chunk, False
+
+
+def join_chunks(chunks: Sequence[Scored]) -> Scored:
+    """The shard that the chunks are."""
+    offsets = [torch.zeros(1, dtype=torch.int64)]
+    for chunk in chunks:
+        offsets.append(chunk.tokens.doc_offsets[1:] + offsets[-1][-1])
+    tokens = Tokens(
+        ids=torch.cat([chunk.tokens.ids for chunk in chunks]),
+        boundaries=torch.cat([chunk.tokens.boundaries for chunk in chunks]),
+        doc_offsets=torch.cat(offsets),
+    )
+    return Scored(tokens, concatenate([chunk.dist for chunk in chunks]), torch.cat([chunk.nll for chunk in chunks]))
+
+
+def _ahead(function: Callable[[A], B], values: Iterable[A]) -> Iterator[B]:
+    """`map`, each result made by another thread while the one before is used."""
+    with ThreadPoolExecutor(1, "encode-chunks") as pool:
+        pending: Future[B] | None = None
+        for value in values:
+            following = pool.submit(function, value)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
