@@ -6,10 +6,12 @@ from tasks.artifacts import Runtime
 from tasks.garbage import MIN_AGE_SECONDS, Garbage, find_expired, find_garbage, sweep
 from tasks.lineage import RUNS, Library, runs
 from tasks.retention import Retention
+from tasks.secrets import hiding_secrets
 from tasks.store import open_store
 
 
 @flow(name="collect-garbage", flow_run_name="collect garbage in {runtime.root}")
+@hiding_secrets()
 def collect_garbage(
     runtime: Runtime = Runtime(),
     min_age: float = MIN_AGE_SECONDS,

@@ -24,7 +24,7 @@ from flows.execution import executing
 from flows.recipe import Recipe
 from flows.run_page import run_page
 from flows.run_tables import Grid
-from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model
+from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model, trusting
 from flows.study import MAIN, RIVAL, Arm, Merging, Study
 from flows.study_page import arms_grid, summarize_study
 from fusion_core.controls import Control, Shuffled, Uniform, Unigram
@@ -37,6 +37,7 @@ from tasks.merge import merge
 from tasks.report.arms import SOURCES, ArmRun, Kind
 from tasks.report.arms import Arm as MeasuredArm
 from tasks.report.study import tabulate
+from tasks.secrets import hiding_secrets
 from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
 from tasks.train import train
@@ -48,6 +49,7 @@ Runs = dict[int | None, Future]
 
 
 @flow(name="compare", flow_run_name="{study.name}")
+@hiding_secrets()
 def compare(study: Study, runtime: Runtime = Runtime()) -> Any:  # Any: ReportRef, or a failed state
     """Trains and measures every arm of a study. Every step is cached: run again, only what is missing is computed.
 
@@ -55,6 +57,7 @@ def compare(study: Study, runtime: Runtime = Runtime()) -> Any:  # Any: ReportRe
         study: A recipe, its variants, the seeds.
         runtime: Where and how it is computed; changes no result.
     """
+    runtime = trusting(runtime, (study.base.target, *study.base.sources))
     if is_planning():
         return _compare(study, runtime)
     open_store(runtime).probe()

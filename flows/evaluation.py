@@ -8,6 +8,7 @@ from pydantic import Field
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.measures import ask_tasks
+from flows.stages import trusting
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime
 from tasks.benchmarks import TaskChoice
@@ -16,6 +17,7 @@ from tasks.download import download
 from tasks.evaluate import EvaluationSpec, evaluate
 from tasks.models import HubModel, LocalModel
 from tasks.report import ReportRow
+from tasks.secrets import hiding_secrets
 from tasks.step import is_planning
 from tasks.store import open_store
 
@@ -28,6 +30,7 @@ class Candidate(Spec):
 
 
 @flow(name="evaluate-model")
+@hiding_secrets()
 def evaluate_model(
     model: Candidate,
     corpus: CorpusSpec,
@@ -37,6 +40,7 @@ def evaluate_model(
     runtime: Runtime = Runtime(),
 ) -> list[ReportRow]:
     """Measures models on the same documents: rows for `tasks.report.compare`, with `model` compared to the others."""
+    runtime = trusting(runtime, (model, *against))
     if is_planning():
         return _evaluate((model, *against), corpus, spec, tasks, runtime)
     open_store(runtime).probe()

@@ -5,13 +5,15 @@ from prefect import flow
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm
-from flows.stages import extract_shards, keeper, obtain_model
+from flows.stages import extract_shards, keeper, obtain_model, trusting
 from tasks.artifacts import Runtime, ScoredRef
+from tasks.secrets import hiding_secrets
 from tasks.step import is_planning, planning, settle
 from tasks.store import open_store
 
 
 @flow(name="extract-source", flow_run_name="extract {source} of {recipe.name}")
+@hiding_secrets()
 def extract_source(recipe: RecipeForm, source: str, runtime: Runtime = Runtime()) -> list[ScoredRef]:
     """What one model of a recipe says about every shard; a fusion by the same recipe finds it done.
 
@@ -22,6 +24,7 @@ def extract_source(recipe: RecipeForm, source: str, runtime: Runtime = Runtime()
     """
     if isinstance(recipe, RecipeFile):
         recipe = recipe.load()
+    runtime = trusting(runtime, (recipe.target, *recipe.sources))
     models = {model.name: model for model in (recipe.target, *recipe.sources)}
     if source not in models:
         raise ValueError(f"source: expected one of {', '.join(models)}, found {source!r}")

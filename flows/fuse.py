@@ -23,10 +23,11 @@ from flows.measures import measure_models
 from flows.recipe import Recipe, RecipeFile, RecipeForm
 from flows.run_page import run_page
 from flows.run_tables import Grid
-from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model
+from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model, trusting
 from fusion_core.spec import Spec
 from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
 from tasks.report import Role, report
+from tasks.secrets import hiding_secrets
 from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
 from tasks.train import train
@@ -40,6 +41,7 @@ class FusionResult(Spec):
 
 
 @flow(name="fuse-models", flow_run_name="{recipe.name}")
+@hiding_secrets()
 def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any: FusionResult, or a failed state
     """Fuses the recipe's sources into its target. Every step is cached: run again, only what is missing is computed.
 
@@ -49,6 +51,7 @@ def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any
     """
     if isinstance(recipe, RecipeFile):
         recipe = recipe.load()
+    runtime = trusting(runtime, (recipe.target, *recipe.sources))
     if is_planning():
         return _fuse(recipe, runtime)
     open_store(runtime).probe()

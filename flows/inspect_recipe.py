@@ -15,7 +15,7 @@ from flows.corpora import build_shards
 from flows.execution import executing
 from flows.forecast import row_bytes, text_bytes
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
-from flows.stages import extract_shards, obtain_model
+from flows.stages import extract_shards, obtain_model, trusting
 from fusion_core.spec import Spec
 from tasks.artifacts import InspectionRef, Runtime, ShardRef, TokenizerRef
 from tasks.corpus import CorpusSpec, DocumentSource, HubDataset, Installed
@@ -28,6 +28,7 @@ from tasks.models import HubModel, LocalModel
 from tasks.needs import Plan, describe_needs, find_devices, reason_not_to_run
 from tasks.report.inspection import report_inspection
 from tasks.scratch import train_tokenizer
+from tasks.secrets import hiding_secrets
 from tasks.step import Future, planning
 from tasks.store import open_store
 
@@ -46,6 +47,7 @@ class Assumptions(Spec):
 
 
 @flow(name="inspect-recipe", flow_run_name="inspect {recipe.name}")
+@hiding_secrets()
 def inspect_recipe(
     recipe: RecipeForm, assumptions: Assumptions = Assumptions(), runtime: Runtime = Runtime()
 ) -> InspectionRef:
@@ -58,6 +60,7 @@ def inspect_recipe(
     """
     if isinstance(recipe, RecipeFile):
         recipe = recipe.load()
+    runtime = trusting(runtime, (recipe.target, *recipe.sources))
     open_store(runtime).probe()
     with executing(runtime):
         return _inspect(recipe, assumptions, runtime)

@@ -26,6 +26,7 @@ from flows.run_tables import Grid
 from tasks.artifacts import Manifest
 from tasks.planning import Planned, in_parallel
 from tasks.progress import Event, listening
+from tasks.secrets import redact
 from tasks.store import Store
 
 EVERY_SECONDS = 5.0
@@ -203,4 +204,4 @@ def _never_failing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is, it is not worth a run
-        get_run_logger().warning("%s: %s: %s", what, type(error).__name__, error)
+        get_run_logger().warning("%s: %s: %s", what, type(error).__name__, redact(str(error)))

@@ -1,8 +1,9 @@
 """The stages that flows are made of: models, what they say about each shard, what reaches the target, teachers."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 from prefect.runtime import flow_run
 
@@ -16,11 +17,26 @@ from tasks.download import download
 from tasks.extract import extract
 from tasks.fuse import fuse
 from tasks.lineage import RunRecord, record_run
+from tasks.models import HubModel
 from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, settle
 from tasks.store import open_store
 from tasks.train import train
 from tasks.vocab import map_vocab
+
+
+class HasModel(Protocol):
+    """An entry of a recipe, or a candidate."""
+
+    @property
+    def model(self) -> Spec:
+        """What is meant."""
+
+
+def trusting(runtime: Runtime, models: Iterable[HasModel]) -> Runtime:
+    """The runtime for these models: code that came with models may run where one of them is trusted by name."""
+    trusted = any(isinstance(named.model, HubModel) and named.model.trust_remote_code for named in models)
+    return runtime.model_copy(update={"model_code": True}) if trusted else runtime
 
 
 def obtain_model(named: NamedModel, runtime: Runtime) -> Future:

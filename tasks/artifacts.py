@@ -211,6 +211,9 @@ class Runtime(BaseModel):
     lease_seconds: float = Field(
         60.0, gt=0, title="Lease", description="How long a killed worker can block its shard for others."
     )
+    model_code: bool = Field(
+        False, title="Models' code", description="Python files of models may run; set by recipes that trust some."
+    )
     training: TrainingRuntime = Field(
         TrainingRuntime(), title="Training", description="Processes, memory, checkpoints and logs of a training."
     )

@@ -165,6 +165,8 @@ def _mirror_hub(spec: HubModel, commit: str, store: Store, out: Output) -> None:
         "commit": commit,
         "licence": listing.licence,
     }
+    if spec.trust_remote_code:
+        out.facts["trusted_code"] = [name for name in names if name.endswith(".py")]
 
 
 def _move_files(waiting: Path, names: list[str], folder: Path) -> None:

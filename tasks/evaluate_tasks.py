@@ -33,6 +33,7 @@ def evaluate_tasks(
             dtype=dtype,
             device=str(device),
             batch_tokens=runtime.batch_tokens,
+            model_code=runtime.model_code,
             output=out.dir,
         )
         environment = {"TOKENIZERS_PARALLELISM": "false", "DISABLE_MULTIPROC": "1"}

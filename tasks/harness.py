@@ -19,6 +19,7 @@ from tasks.child import ReportProgress, serve
 from tasks.engines import Dtype, tokens_per_batch
 from tasks.models import context_window, load_config, load_model, load_tokenizer
 from tasks.task_scores import TaskScore, TaskScores, write_scores_file
+from tasks.trust import trusting_code
 
 _RESAMPLES = 1000
 """For standard errors of metrics that have no closed form."""
@@ -35,6 +36,7 @@ class HarnessJob(BaseModel):
     dtype: Dtype
     device: str
     batch_tokens: int | None
+    model_code: bool = False
     output: Path
 
 
@@ -52,8 +54,10 @@ def run_harness(job: HarnessJob, progress: ReportProgress) -> dict[str, Any]:  #
     manager = TaskManager(include_path=job.folder, include_defaults=job.folder is None)
     check_name(task.name, manager.all_tasks, "lm-evaluation-harness" if job.folder is None else str(job.folder))
     try:
+        with trusting_code(job.model_code):
+            model = _load(job)
         found = simple_evaluate(
-            model=_load(job),
+            model=model,
             tasks=[task.name],
             num_fewshot=task.shots,
             limit=task.limit,

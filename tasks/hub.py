@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tasks.secrets import redact
 from tasks.store import Store
 from tasks.transient import is_transient
 
@@ -239,7 +240,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return redact(f"{type(error).__name__}: {lines[0]}") if lines else type(error).__name__
 
 
 # ---- revisions remembered in the store -------------------------------------------------------------------

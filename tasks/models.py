@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fusion_core.spec import PINNED, Spec
 from fusion_core.types import Tokens
 from fusion_core.vocab_mapping import Encode
 from fusion_core.vocabulary import Vocabulary, read_vocabulary, token_boundaries, without_prefix_space
-from tasks.hub import check_repo_id, check_revision
+from tasks.hub import COMMIT, check_repo_id, check_revision
+from tasks.trust import has_code, may_run_code
 from tasks.weight_files import check_complete, check_weights
 
 if TYPE_CHECKING:
@@ -45,8 +46,17 @@ class HubModel(Spec):
         "main", title="Revision", description="Branch, tag or commit; resolved to a commit at launch."
     )
     trust_remote_code: bool = Field(
-        False, title="Trust its code", description="Mirror and run the Python files that come with this model."
+        False, title="Trust its code", description="Mirror and run its Python files; its revision must be a commit."
     )
+
+    @model_validator(mode="after")
+    def _trusts_what_it_names(self) -> "HubModel":
+        if self.trust_remote_code and not COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"expected the revision of a model whose code is trusted to be a commit of 40 hex digits, found "
+                f"{self.revision!r}, which may name other code tomorrow; take the commit that you have read"
+            )
+        return self
 
 
 class LocalModel(Spec):
@@ -101,7 +111,7 @@ def tied_weights(folder: Path, name: str = "") -> dict[str, str]:
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=_has_code(folder))
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=has_code(folder))
     return dict(model.all_tied_weights_keys)
 
 
@@ -114,7 +124,7 @@ def load_config(folder: Path, name: str = "") -> "PretrainedConfig":
     _require_folder(folder, name)
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{name}: expected a {CONFIG}, found none; is this a Hugging Face model folder?")
-    trusted = _refuse_foreign_code(folder, name)
+    trusted = may_run_code(folder, name)
     try:
         with one_at_a_time:
             from transformers import AutoConfig
@@ -150,7 +160,7 @@ def load_model(
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
-                trust_remote_code=_has_code(folder),
+                trust_remote_code=has_code(folder),
                 ignore_mismatched_sizes=True,  # told below, in words
                 output_loading_info=True,
                 **options,
@@ -167,7 +177,7 @@ def load_tokenizer(folder: Path, name: str = "") -> "PreTrainedTokenizerFast":
     """The tokenizer. Raises `ValueError` when there is none, or none with the Rust backend."""
     name = name or str(folder)
     _require_folder(folder, name)
-    trusted = _refuse_foreign_code(folder, name)
+    trusted = may_run_code(folder, name)
     try:
         with one_at_a_time:
             from transformers import AutoTokenizer
@@ -303,33 +313,6 @@ def _require_folder(folder: Path, name: str) -> None:
         raise ValueError(
             f"{name}: expected a model folder, found {'a file' if folder.exists() else 'nothing'} there; check the path"
         )
-
-
-def _has_code(folder: Path) -> bool:
-    return any(folder.glob("*.py"))
-
-
-def _refuse_foreign_code(folder: Path, name: str) -> bool:
-    """Whether the folder brings code of its own; raises when it refers to code of another repository."""
-    if not _has_code(folder):
-        return False
-    for file in (CONFIG, "tokenizer_config.json"):
-        if (folder / file).is_file():
-            classes = _strings(json.loads((folder / file).read_bytes()).get("auto_map", {}))
-            foreign = [c for c in classes if "--" in c]
-            if foreign:
-                raise ValueError(
-                    f"{name}: expected code of the model's own folder, found {foreign[0]!r} in {file}, which another "
-                    "repository may change; copy that code into the folder"
-                )
-    return True
-
-
-def _strings(value: Any) -> list[str]:  # Any: parsed JSON
-    if isinstance(value, str):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in items for text in _strings(item)]
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,9 +52,11 @@ from tasks.planning import (
     submitted_in,
 )
 from tasks.progress import Event, tell
+from tasks.secrets import redact_error
 from tasks.slots import device_slot
 from tasks.store import open_store
 from tasks.transient import find_full_disk, is_transient
+from tasks.trust import trusting_code
 
 __all__ = ["Future", "Output", "Planned", "ShardsFailed", "Step", "is_planning", "planning", "settle", "step"]
 
@@ -212,6 +214,7 @@ class Step(Generic[R]):
         try:
             return self._find_or_compute(job)
         except BaseException as error:
+            redact_error(error)  # it goes into Prefect's records, and into logs
             job.tell("failed", message=f"{type(error).__name__}: {error}")
             raise
 
@@ -253,7 +256,8 @@ class Step(Generic[R]):
     def _make(self, job: Job, out: Output) -> tuple[R, Manifest]:
         """What the body returns and the manifest that will publish it, with all files in the store."""
         started, clock = datetime.now(UTC), time.monotonic()
-        made = self.body(**job.arguments, runtime=job.runtime, out=out)
+        with trusting_code(job.runtime.model_code):
+            made = self.body(**job.arguments, runtime=job.runtime, out=out)
         if not isinstance(made, self.returns) or made.address != job.ref.address:
             raise TypeError(f"step {self.name}: expected `return out.ref({self.returns.__name__})`, found {made!r}")
         manifest = Manifest(

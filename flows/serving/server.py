@@ -149,9 +149,7 @@ def _check_port(host: str, port: int) -> None:
 def _check_postgres(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
-        raise ValueError(
-            f"--postgres: expected a URL that begins with postgresql://, found {parts.scheme or 'no scheme'}"
-        )
+        raise ValueError(f"--postgres: expected postgresql://host/database, found {parts.scheme or 'no scheme'}")
     try:
         place = (parts.hostname or "localhost", parts.port or 5432)
     except ValueError as error:

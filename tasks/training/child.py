@@ -29,6 +29,7 @@ from tasks.training.failures import MEMORY_WAYS, TrainingFailed
 from tasks.training.network import check_packing, copy_companions, prepare_network, save_network
 from tasks.training.spec import TrainingJob
 from tasks.transient import is_transient
+from tasks.trust import trusting_code
 
 if TYPE_CHECKING:
     from tasks.training.loop import FusionTrainer, ReportProgress
@@ -152,7 +153,8 @@ def main(path: str) -> int:
         tell(done=done, total=total, message=message)
 
     try:
-        facts = run_training(job, progress)
+        with trusting_code(job.runtime.model_code):
+            facts = run_training(job, progress)
     except Exception as error:
         kind = _kind_of(error)
         if kind is None:

@@ -70,11 +70,15 @@ def test_the_mirror_is_the_model_and_nothing_else(hub, folder: Path, runtime: Ru
 
 
 def test_code_is_mirrored_only_where_it_is_trusted_by_name(hub, folder: Path, runtime: Runtime) -> None:
-    hub.push("owner/tiny", folder, **{"extra.py": "VALUE = 1\n"})
+    commit = hub.push("owner/tiny", folder, **{"extra.py": "VALUE = 1\n"})
     plain = download.fn(MODEL, runtime=runtime)
-    trusted = download.fn(HubModel(id="owner/tiny", trust_remote_code=True), runtime=runtime)
+    by_name = HubModel(id="owner/tiny", revision=commit, trust_remote_code=True)
+    trusted = download.fn(by_name, runtime=runtime.model_copy(update={"model_code": True}))
     assert "extra.py" not in files_of(plain, runtime)
     assert files_of(trusted, runtime)["extra.py"] == b"VALUE = 1\n"
+    manifest = open_store(runtime).manifest(trusted)
+    assert manifest is not None
+    assert (manifest.facts["commit"], manifest.facts["trusted_code"]) == (commit, ["extra.py"])
 
 
 def test_a_broken_connection_is_resumed_where_it_broke(

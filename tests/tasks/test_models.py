@@ -26,6 +26,7 @@ from tasks.models import (
     vocab_rows,
     vocabulary_of,
 )
+from tasks.trust import trusting_code
 from tasks.weight_files import check_weights
 
 SHARED_TOKENIZERS = Path(__file__).parents[3] / "shared" / "tokenizers"
@@ -282,8 +283,34 @@ def test_code_of_another_repository_is_refused(tiny_llama: Make) -> None:
     (folder / "config.json").write_text(
         json.dumps({**config, "auto_map": {"AutoConfig": "other/repo--modeling.Config"}})
     )
-    with pytest.raises(ValueError, match=r"found 'other/repo--modeling.Config' in config.json"):
+    with trusting_code(True), pytest.raises(ValueError, match=r"found 'other/repo--modeling.Config' in config.json"):
         load_config(folder)
+
+
+def test_code_beside_a_model_is_refused_where_the_run_does_not_trust_it(tiny_llama: Make) -> None:
+    folder = tiny_llama()
+    (folder / "modeling.py").write_text("raise SystemExit('this code must not run')")
+    for load in (load_config, load_tokenizer, load_model):
+        with pytest.raises(ValueError, match=r"expected no code, found modeling\.py.*trust_remote_code: true"):
+            load(folder)
+    with trusting_code(True):
+        assert load_config(folder).model_type == "llama"
+
+
+def test_trusted_code_is_that_of_a_commit() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert HubModel(id="a/b", revision=commit, trust_remote_code=True).trust_remote_code
+    with pytest.raises(ValidationError, match="to be a commit of 40 hex digits, found 'main'"):
+        HubModel(id="a/b", trust_remote_code=True)
+
+
+@pytest.mark.parametrize(("change", "count"), [({"num_hidden_layers": 3}, 9), ({"hidden_size": 64}, 21)])
+def test_weights_that_would_be_made_up_are_refused(tiny_llama: Make, change: dict[str, int], count: int) -> None:
+    folder = tiny_llama()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=rf"found {count} missing or of another shape"):
+        load_model(folder)
 
 
 def test_a_model_that_needs_its_own_code_says_how_to_allow_it(tiny_llama: Make) -> None:
