@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 _WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
+_LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 1_000_000, "vocab_size": 10_000_000}
+
 
 one_at_a_time = threading.RLock()
 """transformers patches torch for the whole process while it builds a model, and its lazy imports race: two threads at
@@ -137,7 +139,16 @@ def load_config(folder: Path, name: str = "") -> "PretrainedConfig":
                 "if you trust them, set trust_remote_code: true for this model"
             ) from error
         raise ValueError(f"{name}: {CONFIG} can't be read: {_first_line(error)}") from error
+    _check_scale(config, name)
     return cast("PretrainedConfig", config)
+
+
+def _check_scale(config: "PretrainedConfig", name: str) -> None:
+    """Raises `ValueError` for sizes that no model has: building one takes time and room even without its weights."""
+    text_config = config.get_text_config()
+    for field, most in _LARGEST.items():
+        if isinstance(found := getattr(text_config, field, None), int) and found > most:
+            raise ValueError(f"{name}: expected {field} of at most {most:,} in {CONFIG}, found {found:,}; correct it")
 
 
 def load_model(
@@ -149,7 +160,9 @@ def load_model(
     Raises `ValueError` for a folder that isn't a causal language model with safetensors weights.
     """
     config = load_config(folder)
-    check_weights(folder, str(folder))
+    check_weights(
+        folder, str(folder), rows=vocab_rows(config), layers=getattr(config.get_text_config(), "num_hidden_layers", 0)
+    )
     try:
         with one_at_a_time:
             from transformers import AutoModelForCausalLM
@@ -161,13 +174,12 @@ def load_model(
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=has_code(folder),
-                ignore_mismatched_sizes=True,  # told below, in words
                 output_loading_info=True,
                 **options,
             )
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except RuntimeError as error:  # shapes that differ, too: transformers refuses them before it makes room for them
         raise ValueError(f"{folder}: its {CONFIG} describes a model that can't be: {_first_line(error)}") from error
     check_complete(found, str(folder))
     return cast("PreTrainedModel", (model if "device_map" in options else model.to(device)).eval())

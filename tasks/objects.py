@@ -9,6 +9,7 @@ come from `rename` and `link`.
 import contextlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ class Objects:
         self.base = base.rstrip("/")
         if not self.base and not self.is_local:
             raise StoreError(f"store {root!r}: expected a URL like s3://bucket/prefix, found no bucket")
+        if self.is_local:
+            _check_place(self.base)
 
     def read(self, path: str) -> bytes | None:
         """The object's bytes, or None when there is none."""
@@ -220,6 +223,18 @@ class Objects:
                 Path(self.base, parent).rmdir()
             except OSError:  # not empty, or somebody else was faster
                 return
+
+
+def _check_place(path: str) -> None:
+    """Raises `StoreError` unless a folder is there, or nothing yet."""
+    try:
+        problem = None if stat.S_ISDIR(Path(path).stat().st_mode) else "a file"
+    except FileNotFoundError:
+        problem = None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        problem = getattr(error, "strerror", None) or str(error)
+    if problem is not None:
+        raise StoreError(f"store {path!r}: expected a folder, or a place for one, found {problem}; check the address")
 
 
 def _delete_local(path: Path) -> None:

@@ -15,7 +15,7 @@ _SHORTEST = 8
 
 _LOGIN = re.compile(r"(?<=://)[^/\s'\"@]*@")
 _SIGNED = r"x-amz-signature|x-amz-credential|x-amz-security-token|signature|sig|token|access_token|awsaccesskeyid"
-_QUERY = re.compile(rf"(?<=[?&])((?:{_SIGNED})=)[^&\s'\"]+", re.IGNORECASE)
+_QUERY = re.compile(rf"(?<=[?&])((?:{_SIGNED})=)[^&;\s'\"]+", re.IGNORECASE)
 _TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 _VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH_STRING|API_KEY|ACCESS_KEY|CONNECTION_URL|POSTGRES|PROXY")
 _REPOSITORY = "github://"  # github://owner:repository@branch/path

@@ -31,7 +31,7 @@ ABANDONED_SECONDS = 7 * 86400.0
 
 def open_store(runtime: Runtime) -> "Store":
     """The store of this runtime; one instance per root and process."""
-    root = runtime.root if "://" in runtime.root else str(Path(runtime.root).expanduser().resolve())
+    root = runtime.root if "://" in runtime.root else str(Path(runtime.root).expanduser().absolute())
     return _open(root, runtime.cache_dir, runtime.cache_bytes)
 
 

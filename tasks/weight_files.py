@@ -8,11 +8,25 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
-def check_weights(folder: Path, name: str) -> None:
-    """Raises `ValueError` unless all safetensors files of the model are there."""
+def check_weights(folder: Path, name: str, *, rows: int = 0, layers: int = 0) -> None:
+    """Raises `ValueError` unless all safetensors files of the model are there, and whole.
+
+    rows, layers: of the model that its config describes; refused where the files can't hold so many. Whoever builds
+    the model makes room for them, with weights of its own where the files have none.
+    """
+    files = _weight_files(folder, name)
+    sizes = [(len(_tensors(file, name)), file.stat().st_size) for file in files]
+    tensors, size = (sum(column) for column in zip(*sizes, strict=True))
+    if layers > tensors or rows > size:
+        raise ValueError(
+            f"{name}: expected weights of {layers:,} layers and {rows:,} rows, as its config.json describes, "
+            f"found {tensors:,} tensors in {size:,} bytes; save model and config again, together"
+        )
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
     if (folder / WEIGHTS).is_file():
-        _check_header(folder / WEIGHTS, name)
-        return
+        return [folder / WEIGHTS]
     index = folder / WEIGHTS_INDEX
     if not index.is_file():
         raise ValueError(
@@ -25,8 +39,7 @@ def check_weights(folder: Path, name: str) -> None:
             f"{name}: expected the {len(parts)} weight files that {WEIGHTS_INDEX} names, "
             f"found {len(parts) - len(missing)} (without {missing[0]}); complete the folder"
         )
-    for part in parts:
-        _check_header(folder / part, name)
+    return [folder / part for part in parts]
 
 
 def check_complete(found: dict[str, Any], name: str) -> None:  # Any: transformers' report of what it loaded
@@ -53,12 +66,12 @@ def _parts_of(index: Path, name: str) -> list[str]:
     return parts
 
 
-def _check_header(path: Path, name: str) -> None:
-    """Raises `ValueError` unless the tensors that a weight file's header declares are those that it has room for."""
+def _tensors(path: Path, name: str) -> list[str]:
+    """The names in a weight file. Raises `ValueError` unless it has room for exactly what its header declares."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt"):  # maps the file: nothing is allocated for what a header claims
-            pass
+        with safe_open(path, "pt") as file:  # maps the file: nothing is allocated for what a header claims
+            return list(file.keys())
     except SafetensorError as error:
         raise ValueError(f"{name}: {path.name} is no safetensors file: {error}; save the model again") from error

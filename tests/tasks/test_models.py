@@ -304,12 +304,11 @@ def test_trusted_code_is_that_of_a_commit() -> None:
         HubModel(id="a/b", trust_remote_code=True)
 
 
-@pytest.mark.parametrize(("change", "count"), [({"num_hidden_layers": 3}, 9), ({"hidden_size": 64}, 21)])
-def test_weights_that_would_be_made_up_are_refused(tiny_llama: Make, change: dict[str, int], count: int) -> None:
+def test_weights_that_would_be_made_up_are_refused(tiny_llama: Make) -> None:
     folder = tiny_llama()
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ValueError, match=rf"found {count} missing or of another shape"):
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=r"found 9 missing or of another shape \(model\.layers\.2\."):
         load_model(folder)
 
 
