@@ -13,7 +13,7 @@ from tasks.progress import Event
 from tasks.report import Comparison, lineage_graph
 from tasks.report.comparison import percent
 from tasks.report.evidence import Manifests, read_coverage, read_wins
-from tasks.report.markup import element
+from tasks.report.markup import element, markdown_text
 
 _COUNTER = re.compile(r" (\d+)/\d+$")
 _STYLE = Path(lineage_graph.__file__).with_name("style.css")
@@ -158,19 +158,21 @@ def quality_table(
 
 def comparison_markdown(comparison: Comparison, place: str) -> str:
     """The verdict, bits per byte of every model, what the fused one gained, and where the report lies."""
-    domains = [domain.name for domain in comparison.domains]
+    domains = [markdown_text(domain.name) for domain in comparison.domains]
     standings = [
-        [s.name, s.role, *(f"{d.estimate:.3f}" for d in s.domains), f"**{s.mean.estimate:.3f}**"]
+        [markdown_text(s.name), s.role, *(f"{d.estimate:.3f}" for d in s.domains), f"**{s.mean.estimate:.3f}**"]
         for s in comparison.standings
     ]
     gains = [
-        [d.rival, *(percent(i.estimate) for i in d.domains), percent(d.mean.estimate),
+        [markdown_text(d.rival), *(percent(i.estimate) for i in d.domains), percent(d.mean.estimate),
          f"{percent(d.mean.low)} .. {percent(d.mean.high)}"]
         for d in comparison.differences
     ]  # fmt: skip
-    parts = [comparison.verdict.replace("<", "&lt;"), _table(["bits per byte", "", *domains, "mean"], standings)]
+    parts = [markdown_text(comparison.verdict), _table(["bits per byte", "", *domains, "mean"], standings)]
     if gains:
-        parts.append(_table([f"{comparison.fused.name} against", *domains, "mean", "95 % interval"], gains))
+        parts.append(
+            _table([f"{markdown_text(comparison.fused.name)} against", *domains, "mean", "95 % interval"], gains)
+        )
     return "\n\n".join([*parts, f"The report as one HTML page, for a browser: `{place}`"])
 
 
@@ -193,9 +195,4 @@ def lineage_markdown(manifests: Manifests, marked: str) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
-
-
-def _plain(cell: str) -> str:
-    """The cell without what would end it."""
-    return " ".join(cell.replace("|", "\\|").replace("<", "&lt;").split())
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

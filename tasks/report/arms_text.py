@@ -7,17 +7,18 @@ from collections.abc import Iterable
 from fusion_core.metrics import Interval
 from tasks.report.arms import CONTROLS, ArmResult, ArmTable, Gain
 from tasks.report.comparison import percent
+from tasks.report.markup import markdown_text
 
 
 def table_markdown(table: ArmTable) -> str:
     """One Markdown table per heading, then where an arm is worse than the rival."""
     domains = [domain.name for domain in table.domains]
     header = ["", *domains, "mean", f"against {table.rival}", "by seed", f"{table.main} against it", "gap closed"]
-    lines = [f"# {table.title}", "", verdict(table), ""]
+    lines = [f"# {markdown_text(table.title)}", "", markdown_text(verdict(table)), ""]
     for group, arms in table.groups:
-        lines += [f"## {group}", "", *_markdown(header, [_cells(arm) for arm in arms]), ""]
-    lines += [explain(table), "", f"## Worse than {table.rival}", ""]
-    worse = [f"- {line}" for line in describe_regressions(table)]
+        lines += [f"## {markdown_text(group)}", "", *_markdown(header, [_cells(arm) for arm in arms]), ""]
+    lines += [markdown_text(explain(table)), "", f"## Worse than {markdown_text(table.rival)}", ""]
+    worse = [f"- {markdown_text(line)}" for line in describe_regressions(table)]
     return "\n".join(lines + (worse or ["No trained arm, in no domain."])) + "\n"
 
 
@@ -62,7 +63,7 @@ def explain(table: ArmTable) -> str:
         f"Bits per byte of held-out text ({amount}), lower is better; the mean gives each domain the same weight. "
         f"Differences are relative, below zero is better; in brackets 95 % intervals over {table.resamples:,} paired "
         "bootstrap resamples of the documents. They say nothing of other seeds: what each seed of the data order gave "
-        "stands beside them, and `1 seed` where there was but one. A dagger (†) marks arms that were trained on other "
+        "stands beside them, and “1 seed” where there was but one. A dagger (†) marks arms that were trained on other "
         f"batches than {table.rival}; all others saw the same batches in the same order, by their SHA-256. Gap closed: "
         f"of the way from {table.rival} to the best source of each domain, the mean share."
     )
@@ -120,7 +121,7 @@ def _interval(interval: Interval) -> str:
 
 def _markdown(header: list[str], rows: Iterable[list[str]]) -> list[str]:
     ruler = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (header, ruler, *rows)]
+    return [f"| {' | '.join(map(markdown_text, cells))} |" for cells in (header, ruler, *rows)]
 
 
 def _ends(interval: Interval) -> list[float]:

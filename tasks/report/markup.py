@@ -1,7 +1,10 @@
 """HTML and SVG as nested calls, escaped by construction: plain text can't become markup on its way to the page."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
+
+_MARKS = re.compile(r"[\[\]`|]")
 
 
 class Html(str):
@@ -24,6 +27,12 @@ def element(tag: str, *children: str, **attributes: str | float) -> Html:
 def join(children: Iterable[str]) -> Html:
     """The children one after the other, plain text escaped."""
     return Html("".join(child if isinstance(child, Html) else html.escape(child) for child in children))
+
+
+def markdown_text(text: str) -> str:
+    """Plain text for Markdown: no tags, links, pictures or code come of it, and it stays on its line."""
+    escaped = html.escape(" ".join(text.splitlines()), quote=False)
+    return _MARKS.sub(r"\\\g<0>", escaped)
 
 
 def heading(words: str) -> Html:

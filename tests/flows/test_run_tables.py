@@ -72,6 +72,19 @@ def test_the_store_knows_what_no_event_told() -> None:
     assert shown == ["computed 2.5 s, 1 quarantined", "cached", "not computed"]
 
 
+def test_the_picture_of_a_lineage_holds_names_as_text() -> None:
+    attack = "<script>alert(1)</script>"
+    model = ModelRef(step="download", fingerprint="m")
+    manifest = manifest_of(model).model_copy(update={"label": f"download {attack}"})
+    text = lineage_markdown({model.address: manifest}, model.address)
+    assert attack not in text
+    data = re.search(r"base64,([^)]+)\)", text)
+    assert data is not None
+    picture = ElementTree.fromstring(base64.b64decode(data[1]))
+    assert [node.tag for node in picture.iter() if node.tag.endswith("script")] == []
+    assert any(attack in (node.text or "") for node in picture.iter())
+
+
 def test_lineage_joins_shards_and_leads_from_inputs_to_what_was_made() -> None:
     model = ModelRef(step="download", fingerprint="m")
     scored = [ScoredRef(step="extract", fingerprint=f"s{n}") for n in range(2)]
@@ -109,7 +122,7 @@ def test_the_comparison_names_verdict_models_and_report() -> None:
         seed=0,
     )
     text = comparison_markdown(comparison, "s3://bucket/report.html")
-    assert comparison.verdict in text
+    assert comparison.verdict.replace("|", "\\|") in text
     assert "| a\\|b | target | 2.000 | **2.000** |" in text
     assert "`s3://bucket/report.html`" in text
 

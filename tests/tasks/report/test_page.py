@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.report import report
+from tasks.report.markup import markdown_text
 from tasks.store import open_store
 
 VOID = {"meta"}
@@ -65,6 +67,20 @@ def test_names_and_titles_never_become_markup(make_run: Any) -> None:
     assert seen.tags.count("title") == render(run).count("<title")
     assert [name for name, _ in seen.attributes if name.startswith("on")] == []
     assert ATTACK in seen.text
+
+
+def test_text_of_the_corpus_never_becomes_markup(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.tasks.report.conftest.DOMAINS", ("code", ATTACK, "web"))
+    seen = Reader(render(make_run(title="attacked")))
+    assert seen.tags.count("script") == 1
+    assert ATTACK in seen.text
+
+
+@pytest.mark.parametrize("text", [ATTACK, "[x](javascript:alert(1))", "![x](http://h/?secret)", "`a`", "a|b", "a\n# b"])
+def test_markdown_of_a_name_is_the_name(text: str) -> None:
+    written = markdown_text(text)
+    assert re.search(r"<|(?<!\\)[\[\]`|]|\n", written) is None
+    assert html.unescape(written.replace("\\", "")) == text.replace("\n", " ")
 
 
 def test_page_needs_no_network_and_lets_no_script_run_but_its_own(make_run: Any) -> None:
