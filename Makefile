@@ -10,7 +10,7 @@ E2E_PACKAGES := chromium postgresql ceph-common ceph-mon ceph-osd radosgw
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: demo test test-slow check check-infra drills format lock versions clean e2e bench bench-exactness bench-merging bench-flow
+.PHONY: audit demo test test-slow check check-infra drills format lock versions clean e2e bench bench-exactness bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -31,11 +31,15 @@ test-slow: $(VENV)/installed     ## what takes a minute or more: servers, many p
 drills: $(VENV)/installed        ## kills, broken lines, full disks, damage, crowds (15 minutes); DRILLS="kill --short" runs one
 	$(BIN)/python -m tests.drills $(DRILLS)
 
-check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra
+check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest tests/test_layers.py tests/test_step_versions.py tests/infra
+	$(BIN)/python -m tests.audit
+
+audit: $(VENV)/installed         ## known vulnerabilities of what is locked; says so where nobody can be asked
+	$(BIN)/python -m tests.audit
 
 check-infra: $(VENV)/installed   ## deployments, images and manifests against their schemas
 	$(BIN)/pytest tests/infra

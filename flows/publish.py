@@ -20,6 +20,7 @@ from tasks.lineage import Library, RunRecord, record_run
 from tasks.progress import Event, tell
 from tasks.provenance import Provenance, read_provenance
 from tasks.publication import SHARD_BYTES, assemble, check_publishable
+from tasks.secrets import hiding_secrets
 from tasks.step import planning
 from tasks.store import open_store
 
@@ -35,6 +36,7 @@ class Published(Spec):
 
 
 @flow(name="publish-model", flow_run_name="publish {what}")
+@hiding_secrets()
 def publish_model(
     what: str,
     to: Destination,

@@ -22,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.artifacts import StoreError
+from tasks.secrets import refuse_credentials
 
 # Two layers retry (botocore's attempts times s3fs's own): with the defaults a server that swallows
 # packets hangs a read for 413 s. These end it in under two minutes, and an outage of 503s in 15 s.
@@ -57,7 +58,11 @@ class Objects:
     """Small objects below a root, and the listing of all. Paths are relative to the root, with forward slashes."""
 
     def __init__(self, root: str) -> None:
-        """Raises `StoreError` when the root isn't a folder or an fsspec URL; nothing is contacted yet."""
+        """Raises `StoreError` when the root isn't a folder or an fsspec URL; nothing is contacted yet.
+
+        Raises `ValueError` for one with credentials in it.
+        """
+        refuse_credentials(root)
         self.is_s3 = root.startswith(("s3://", "s3a://"))
         try:
             self.fs, base = fsspec.core.url_to_fs(root, **(S3_OPTIONS if self.is_s3 else {}))

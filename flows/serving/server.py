@@ -90,7 +90,7 @@ class Server:
     @contextlib.contextmanager
     def locked_home(self) -> Iterator[None]:
         """Holds the home within the block, also against a second `up`. Raises `AlreadyUp`. A killed holder lets go."""
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)  # logs and records: of this user alone
         with (self.home / "up.lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
