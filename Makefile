@@ -56,7 +56,7 @@ lock:                            ## resolve pyproject.toml anew into constraints
 	build/lock/bin/pip install --quiet "torch==2.13.0" -e ".[dev,e2e]"
 	build/lock/bin/pip list --format=freeze --exclude-editable \
 	  | sed 's/+cpu$$//' \
-	  | grep -viE '^(pip|setuptools|wheel|triton|nvidia-|cuda-|llm-fuse)' > constraints.txt
+	  | grep -viE '^(pip=|setuptools=|wheel=|triton=|nvidia-|cuda-|llm-fuse=)' > constraints.txt
 	rm -rf build/lock
 
 bench: $(VENV)/installed         ## times and memory against twins in the same run; BENCH="losses" runs one
