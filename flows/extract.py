@@ -1,20 +1,29 @@
 """`extract_source`: one model of a recipe reads the corpus, the part of a fusion that wants a machine of its own."""
 
+import functools
+from typing import Any
+
 from prefect import flow
+from prefect.states import Failed
 
 from flows.corpora import build_shards
 from flows.execution import executing
+from flows.fusion_page import summarize_fusion
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm
+from flows.run_page import run_page
+from flows.run_tables import Grid
 from flows.stages import extract_shards, keeper, obtain_model, trusting
 from tasks.artifacts import Runtime, ScoredRef
 from tasks.secrets import hiding_secrets
-from tasks.step import is_planning, planning, settle
+from tasks.step import Planned, ShardsFailed, is_planning, planning, settle
 from tasks.store import open_store
 
 
 @flow(name="extract-source", flow_run_name="extract {source} of {recipe.name}")
 @hiding_secrets()
-def extract_source(recipe: RecipeForm, source: str, runtime: Runtime = Runtime()) -> list[ScoredRef]:
+def extract_source(
+    recipe: RecipeForm, source: str, runtime: Runtime = Runtime()
+) -> Any:  # Any: refs, or a failed state
     """What one model of a recipe says about every shard; a fusion by the same recipe finds it done.
 
     Args:
@@ -32,13 +41,23 @@ def extract_source(recipe: RecipeForm, source: str, runtime: Runtime = Runtime()
         return _extract(recipe, models[source], runtime)
     open_store(runtime).probe()
     keep = keeper(f"{recipe.name}: {source}", recipe, runtime)
-    with planning() as planned:
-        _extract(recipe, models[source], runtime)
-    keep([entry.ref for entry in planned])  # garbage would be what no fusion has come to yet
-    with executing(runtime):
-        scored = _extract(recipe, models[source], runtime)
+    name, plan = f"{recipe.name} {source}", functools.partial(_plan, recipe, models[source], runtime)
+    keep([entry.ref for entry in plan()])  # garbage would be what no fusion has come to yet
+    summarize = functools.partial(summarize_fusion, recipe, open_store(runtime))
+    with run_page(name, [Grid()], open_store(runtime), plan, summarize):
+        try:
+            with executing(runtime):
+                scored = _extract(recipe, models[source], runtime)
+        except ShardsFailed as failure:
+            return Failed(message=str(failure), data=failure)
     keep(scored)
     return scored
+
+
+def _plan(recipe: Recipe, named: NamedModel, runtime: Runtime) -> list[Planned]:
+    with planning() as planned:
+        _extract(recipe, named, runtime)
+    return planned
 
 
 def _extract(recipe: Recipe, named: NamedModel, runtime: Runtime) -> list[ScoredRef]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from prefect import get_client, get_run_logger
@@ -84,6 +84,17 @@ class Work:
     total: int = 0
     unit: str = ""
 
+    @classmethod
+    def begin(cls, event: Event) -> Self:
+        """The work that an event tells of first, in the thread of its step."""
+        context = TaskRunContext.get()
+        task_run_id = None if context is None else context.task_run.id
+        return cls(event.label, task_run_id, time.monotonic(), event.done, event.done, event.total, event.unit)
+
+    def is_continued_by(self, event: Event) -> bool:
+        """Whether the event goes on with this work: a new attempt, or a new phase, begins anew."""
+        return (event.total, event.unit) == (self.total, self.unit) and event.done >= self.done
+
     def sentence(self, now: float) -> str:
         """`extract neox 003/064: 41,200 of 98,000 tokens, 1,230 tokens/s, 46 s left`."""
         text = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
@@ -92,7 +103,8 @@ class Work:
             return text
         rate = (self.done - self.first) / seconds
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        return f"{text}, {speed} {self.unit}/s, {_duration((self.total - self.done) / rate)} left"
+        left = f", {_duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
+        return f"{text}, {speed} {self.unit}/s{left}"
 
 
 def _duration(seconds: float) -> str:
@@ -126,13 +138,13 @@ class _Page:
             if event.state != "work":
                 if (work := self.works.get(event.label)) is not None and event.state == "computed":
                     work.done = work.total
+                elif event.state in ("started", "failed"):
+                    self.works.pop(event.label, None)
                 return
-            if event.label not in self.works:
-                context = TaskRunContext.get()
-                task_run_id = None if context is None else context.task_run.id
-                self.works[event.label] = Work(event.label, task_run_id, time.monotonic(), event.done)
-            work = self.works[event.label]
-            work.done, work.total, work.unit = event.done, event.total, event.unit
+            work = self.works.get(event.label)
+            if work is None or not work.is_continued_by(event):
+                work = self.works[event.label] = Work.begin(event)
+            work.done = event.done
 
     @contextlib.contextmanager
     def publishing(self) -> Iterator[None]:

@@ -127,7 +127,7 @@ class Grid:
 def quality_table(
     target: str, sources: Sequence[str], entries: Iterable[Planned], manifests: Manifests
 ) -> list[dict[str, str]]:
-    """One row per source: how much it read and kept, how much of it arrived at the target, and what it won."""
+    """One row per model that reads: how much of it, what was kept, what arrived at the target, and what it won."""
     stages: dict[str, list[Planned]] = {}
     for entry in entries:
         stages.setdefault(stage_of(entry.label), []).append(entry)
@@ -137,6 +137,8 @@ def quality_table(
     won = dict(zip(wins.candidates, wins.total.rows_won, strict=True)) if wins else {}
     rows = []
     for name in (target, *sources):
+        if f"extract {name}" not in stages:
+            continue
         read = [m.facts for e in stages.get(f"extract {name}", ()) if (m := manifests.get(e.ref.address)) is not None]
         tokens = sum(facts["tokens"] for facts in read)
         kept = sum(facts["kept_mass"] * facts["tokens"] for facts in read)

@@ -135,6 +135,6 @@ def settle(futures: Sequence[Future], what: str, *, minimum: float = 1.0) -> lis
             causes.append(error)
     succeeded = len(results) - len(causes)
     if succeeded < minimum * len(results) - 1e-9:  # 0.55 * 100 is a little over 55 in floating point
-        first = f"{type(causes[0]).__name__}: {causes[0]}"
+        first = " ".join(f"{type(causes[0]).__name__}: {causes[0]}".split())  # one line, wherever it is shown
         raise ShardsFailed(f"{len(causes)}/{len(results)} {what} failed: {first}", causes)
     return results

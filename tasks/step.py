@@ -203,7 +203,8 @@ class Step(Generic[R]):
         return (ref if manifest is None else manifest.ref), manifest
 
     def _start(self, call: _Call, runtime: Runtime) -> Future:
-        future = self._task.submit(**resolve(call.arguments), runtime=runtime, label=call.label)
+        named = self._task.with_options(name=call.label)  # until it starts Prefect has no other name for it
+        future = named.submit(**resolve(call.arguments), runtime=runtime, label=call.label)
         return Submitted(future, tuple(submitted_in(call.arguments)))
 
     def _obtain(self, arguments: dict[str, Any], runtime: Runtime, label: str) -> tuple[R, bool]:

@@ -1,7 +1,10 @@
 """`extract_source`: what one machine does alone, a fusion finds done."""
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from prefect.testing.utilities import prefect_test_harness
@@ -12,6 +15,7 @@ from flows.extract import extract_source
 from flows.recipe import load_recipe
 from tasks.artifacts import Runtime
 from tasks.lineage import runs
+from tasks.models import LocalModel
 from tasks.store import open_store
 from tests.flows.conftest import Bench, Cli
 
@@ -31,6 +35,18 @@ def test_a_fusion_finds_the_source_done_and_nothing_of_it_is_garbage(cli: Cli, b
     assert not any(entry["label"].startswith("extract teacher") for entry in plan["missing"])
     assert collect_garbage.fn(runtime, min_age=0.0) == []
     assert [record.name for record in runs(open_store(runtime)).values()] == ["bench: teacher"]
+
+
+def test_it_ends_as_failed_with_a_count_in_one_line(bench: Bench) -> None:
+    model = load_recipe(str(bench.recipe)).sources[0].model
+    assert isinstance(model, LocalModel)
+    broken = shutil.copytree(model.path, bench.folder / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    recipe = load_recipe(str(bench.recipe), [f"sources.0.model.path={broken}"])
+    runtime = Runtime(root=str(bench.root), device="cpu")
+    state: Any = extract_source(recipe, "teacher", runtime=runtime, return_state=True)
+    assert state.name == "Failed"
+    assert re.fullmatch(r"(\d+)/\1 shards failed: SafetensorError: .+", state.message), state.message
 
 
 def test_a_model_that_the_recipe_does_not_have_is_refused(bench: Bench) -> None:

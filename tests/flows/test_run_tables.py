@@ -150,3 +150,14 @@ def test_arms_are_rows_with_their_model_and_evaluation() -> None:
         {"arm": "both", "model": "running", "evaluation": ""},
         {"arm": "fused, seed 0", "model": "computed 2.0 s", "evaluation": "failed: OSError: gone"},
     ]
+
+
+def test_speed_is_that_of_this_attempt_and_of_this_phase() -> None:
+    def told(done: int, unit: str = "steps") -> Event:
+        return Event("train", "train student", "work", done=done, total=100, unit=unit)
+
+    work = Work.begin(told(40))  # a training that goes on from a checkpoint
+    assert (work.first, work.sentence(work.since + 10)) == (40, "train student: 40 of 100 steps")
+    assert work.is_continued_by(told(41))
+    assert not work.is_continued_by(told(30))
+    assert not work.is_continued_by(told(41, "documents"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,25 @@ def test_futures_flow_through_lists_and_one_failure_spares_the_others(runtime: R
     assert sorted(CALLS) == ["x", "y", "z"]
     folder = open_store(runtime).fetch(gather([]))
     assert (folder / "text").read_text() == "x y z"
+
+
+def test_what_never_began_has_its_name(runtime: Runtime) -> None:
+    flow_run_ids: list[str] = []
+
+    @flow
+    def broken() -> None:
+        flow_run_ids.append(str(flow_run.get_id()))
+        made = fragile.submit("x", ["value"], runtime=runtime, label="x")
+        with contextlib.suppress(Exception):
+            join.submit([made], runtime=runtime, label="join 003/064").result()
+
+    broken()
+    query = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_ids[0])]))
+    with get_client(sync_client=True) as client:
+        _wait_for(lambda: "NotReady" in [run.state_name for run in client.read_task_runs(flow_run_filter=query)])
+        runs = client.read_task_runs(flow_run_filter=query)
+    (never,) = [run for run in runs if run.state_name == "NotReady"]
+    assert re.fullmatch(r"join 003/064-\w{3}", never.name)  # Prefect's own ending
 
 
 def test_a_device_slot_is_taken_for_work_and_not_for_hits(runtime: Runtime) -> None:
