@@ -29,7 +29,7 @@ def form_schema(flow: Flow[..., Any]) -> Schema:
         if isinstance(items := node.get("items"), dict) and "oneOf" in items:
             _choose(items, definitions)
             if "anyOf" in items:
-                _show_as_json(node, definitions)
+                _merge_tabs(items, definitions)
         elif "oneOf" in node:
             _choose(node, definitions)
     return schema
@@ -46,14 +46,47 @@ def _choose(node: Schema, definitions: Schema) -> None:
     node |= tabs[0] if len(tabs) == 1 else {"anyOf": tabs}
 
 
-def _show_as_json(node: Schema, definitions: Schema) -> None:
-    """Says what a list's items may be: the form has no tabs in a list, but takes JSON."""
-    members = [definitions[tab["$ref"].rpartition("/")[2]] for tab in node["items"]["anyOf"]]
-    meanings = [f"- `{fields['kind']['enum'][0]}` with {', '.join(f'`{name}`' for name in fields if name != 'kind')}"
-                for fields in (member["properties"] for member in members)]  # fmt: skip
-    node["description"] = "\n\n".join([node.get("description", ""), *meanings])
-    fields = members[0]["properties"]
-    node["items"]["default"] = {name: field["default"] for name, field in fields.items() if "default" in field}
+def _merge_tabs(items: Schema, definitions: Schema) -> None:
+    """Turns a choice within a list, where the form has no tabs, into one box with the fields of all.
+
+    None of the fields has a default there, which the form would fill in for every kind; what must fit is still said.
+    """
+    names = [tab["$ref"].rpartition("/")[2] for tab in items["anyOf"]]
+    told: dict[str, list[tuple[Schema, Schema]]] = {}
+    for member in (definitions[name] for name in names):
+        for field in member["properties"]:
+            told.setdefault(field, []).append((member, member["properties"][field]))
+    merged = {
+        "type": "object",
+        "properties": {field: _merge_field(field, said, len(names)) for field, said in told.items()},
+        "required": ["kind"],
+        "anyOf": items.pop("anyOf"),
+    }
+    definitions[" or ".join(names)] = merged
+    items |= {"$ref": f"#/definitions/{' or '.join(names)}", "default": {"kind": _kinds(definitions[names[0]])[0]}}
+
+
+def _merge_field(name: str, said: list[tuple[Schema, Schema]], members: int) -> Schema:
+    """A field of several definitions: what they agree on, and what it means to each."""
+    first = said[0][1]
+    if name == "kind":
+        kinds = [kind for member, _ in said for kind in _kinds(member)]
+        meanings = [f"- `{', '.join(_kinds(member))}`: {field['description']}" for member, field in said]
+        return {"title": "Kind", "type": "string", "enum": kinds, "description": "\n\n".join(meanings)}
+    meant: dict[str, list[str]] = {}
+    for member, field in said:
+        needed = ", needed" if name in member.get("required", ()) else ""
+        meant.setdefault(field["description"], []).append(f"`{', '.join(_kinds(member))}`{needed}")
+    agreed = {key: value for key, value in first.items() if all(field.get(key) == value for _, field in said)}
+    agreed.pop("default", None)
+    if len(said) < members or len(meant) > 1:
+        agreed["description"] = "\n\n".join(f"{', '.join(kinds)}: {meaning}" for meaning, kinds in meant.items())
+    return {"title": first["title"], **agreed}
+
+
+def _kinds(definition: Schema) -> list[str]:
+    kinds: list[str] = definition["properties"]["kind"]["enum"]
+    return kinds
 
 
 def _nodes(value: object) -> Iterator[Schema]:

@@ -83,10 +83,15 @@ def test_the_form_finds_the_tab_of_every_kind_by_the_fields_it_has() -> None:
             assert shared.index(max(shared)) == number, tabs_of(node)
 
 
-def test_a_list_of_choices_says_what_its_items_may_be() -> None:
-    documents = SCHEMA["definitions"]["CorpusSpec"]["properties"]["documents"]
-    assert "- `files` with `paths`" in documents["description"]
-    assert documents["items"]["default"]["kind"] == "installed"
+def test_a_list_of_choices_has_one_box_with_the_fields_of_all() -> None:
+    """The form shows tabs as a box for JSON there."""
+    items = SCHEMA["definitions"]["CorpusSpec"]["properties"]["documents"]["items"]
+    assert items["default"] == {"kind": "installed"}
+    box = SCHEMA["definitions"][items["$ref"].removeprefix("#/definitions/")]
+    assert box["properties"]["kind"]["enum"] == ["installed", "hub_dataset", "files"]
+    assert box["properties"]["paths"]["description"].startswith("`files`, needed: Files or globs")
+    assert "enum" not in box["properties"]["split"]  # one kind has a list for it, another takes any
+    assert not any("default" in field for field in box["properties"].values())  # the form would send all of them
 
 
 def choices(schema: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,6 +126,8 @@ def test_the_server_takes_a_recipe_or_its_place(recipe: dict[str, Any]) -> None:
         (("sources",), [], "recipe.sources"),
         (("fusion", "kind"), "no such", "recipe.fusion"),
         (("extraction", "mode", "k"), 0, "recipe.extraction.mode"),
+        (("corpus", "documents", 0), {"kind": "files"}, "recipe.corpus.documents"),
+        (("corpus", "documents", 0), {"kind": "installed", "paths": ["a"]}, "recipe.corpus.documents"),
     ],
 )
 def test_the_server_names_the_wrong_field(path: tuple[str, ...], value: object, where: str) -> None:
