@@ -8,7 +8,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from flows.comparison import Comparison
-from flows.recipe_files import RecipeError, explain_errors, read_yaml, set_field
+from flows.recipe_files import Place, RecipeError, explain_errors, read_yaml, set_field
 from flows.reference import choose_reference
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
 from fusion_core.distributions import Sampled
@@ -145,11 +145,12 @@ class Recipe(Spec):
 class RecipeFile(Spec):
     """A recipe that is shipped or lies in a file, with changes."""
 
-    source: str = Field(
+    source: Place = Field(
         "quickstart",
         title="Recipe",
         min_length=1,
-        description="Name of a shipped recipe, or a YAML file that the worker can read: a path or URL (s3://...).",
+        description="Name of a shipped recipe, or a YAML file that the worker can read: a path or URL (s3://...), "
+        "whose password, if any, the worker has in its environment.",
     )
     changes: tuple[str, ...] = Field(
         (), title="Changes", description="Each as field=value: training.epochs=2, fusion.kind=avg_ce."

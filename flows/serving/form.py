@@ -5,6 +5,7 @@ members, and finds the tab of a given value by counting the fields that both hav
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,11 @@ def form_schema(flow: Flow[..., Any]) -> Schema:
                 _merge_tabs(items, definitions)
         elif "oneOf" in node:
             _choose(node, definitions)
+    for node in _nodes(schema):
+        if isinstance(text := node.get("description"), str):
+            node["description"] = re.sub(
+                r"(?<![`\\])\*", r"\\*", text
+            )  # the form reads Markdown: of a*b*c it makes italics
     return schema
 
 

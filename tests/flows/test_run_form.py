@@ -135,6 +135,21 @@ def test_the_server_names_the_wrong_field(path: tuple[str, ...], value: object, 
         validate({"recipe": changed(path, value)}, SCHEMA, raise_on_error=True)
 
 
+def test_an_address_with_a_password_is_refused_before_it_is_stored() -> None:
+    recipe = {"source": "https://me:hidden@example.com/recipe.yaml"}
+    with pytest.raises(ValidationError, match=r"field 'recipe"):
+        validate({"recipe": recipe}, SCHEMA, raise_on_error=True)
+    with pytest.raises(ParameterTypeError, match=r"https://\.\.\.@\.\.\., which .* by variables") as refused:
+        fuse_models.validate_parameters({"recipe": recipe})
+    assert "hidden" not in str(refused.value)
+    validate({"recipe": {"source": "s3://bucket/a@b.yaml"}}, SCHEMA, raise_on_error=True)
+
+
+def test_stars_are_shown_as_they_are() -> None:
+    paths = SCHEMA["definitions"]["Files"]["properties"]["paths"]
+    assert r"texts/\*.txt, s3://bucket/corpus/\*.parquet" in paths["description"]
+
+
 def test_what_the_server_can_not_know_is_told_by_the_run(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ParameterTypeError, match=r"recipe\.trainng: Extra inputs are not permitted"):
         fuse_models.validate_parameters({"recipe": changed(("trainng",), 3)})
