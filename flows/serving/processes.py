@@ -7,6 +7,7 @@ of a pipe; when the pipe closes, also by kill -9 of its other end, it ends whate
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,9 @@ GRACE_SECONDS = 6.0
 """How long a process may take to end by itself before it is killed: a run tells the server that it was stopped."""
 FIRST_GRACE_SECONDS = 2.0
 """The same for the first child, a server that nobody speaks to any more; both together stay under ten seconds."""
+
+LOG_BYTES = 20_000_000
+"""Of each child, once more for what came before."""
 
 
 class Family:
@@ -68,6 +72,14 @@ class Family:
         """Where a child writes."""
         return self.logs / f"{name}.log"
 
+    def trim_logs(self) -> None:
+        """Sets logs that have grown over `LOG_BYTES` aside, where those of before make way."""
+        for name in self._children:
+            log = self.log(name)
+            if log.stat().st_size > LOG_BYTES:
+                shutil.copyfile(log, _kept(log))
+                os.truncate(log, 0)  # the child goes on appending; a line written since the copy may be lost
+
     def last_words(self, name: str) -> str:
         """The last line that a child wrote, for people."""
         lines = self.log(name).read_text(encoding="utf-8", errors="replace").split("\n")
@@ -93,8 +105,12 @@ class Family:
     def _fresh_log(self, name: str) -> IO[bytes]:
         log = self.log(name)
         if log.exists():
-            log.replace(log.with_suffix(".log.1"))
-        return log.open("wb")
+            log.replace(_kept(log))
+        return log.open("ab")
+
+
+def _kept(log: Path) -> Path:
+    return log.with_suffix(".log.1")
 
 
 def end_marked(mark: str, *, spare: int | None = None, grace: float = GRACE_SECONDS) -> int:

@@ -5,6 +5,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flows.cli.launch import HEARTBEAT_SECONDS, ROOT_VARIABLE
 
@@ -147,7 +148,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _check_postgres(url: str) -> None:
-    parts = urlsplit(url)
+    parts = urlsplit(quote_credentials(url))
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ValueError(f"--postgres: expected postgresql://host/database, found {parts.scheme or 'no scheme'}")
     try:
@@ -160,5 +161,17 @@ def _check_postgres(url: str) -> None:
         raise ValueError(f"--postgres: expected a server at {place[0]}:{place[1]}, found {error}; start it") from None
 
 
+def quote_credentials(url: str) -> str:
+    """The URL with what its user and password may hold (`/`, `#`, `@`, `:`) in percent form, where it isn't already."""
+    scheme, found, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    user, colon, password = credentials.partition(":")
+    return f"{scheme}{found}{_quote(user)}{colon}{_quote(password)}{at}{place}"
+
+
+def _quote(text: str) -> str:
+    return quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text), safe="%")
+
+
 def _for_asyncpg(url: str) -> str:
-    return f"postgresql+asyncpg://{url.partition('://')[2]}"
+    return f"postgresql+asyncpg://{quote_credentials(url).partition('://')[2]}"

@@ -63,6 +63,7 @@ def _watch(family: Family, pools: Sequence[str], told: threading.Event, say: Cal
     down: dict[str, float] = {}
     while not told.wait(0.5):
         _check_server(family)
+        family.trim_logs()
         for pool in pools:
             name = _worker(pool)
             if family.ended(name) is None:

@@ -11,6 +11,7 @@ import kubernetes_validate
 import prefect
 import pytest
 import yaml
+from prefect.utilities.templating import apply_values
 
 INFRA = Path(__file__).parents[2] / "infra"
 MANIFESTS = sorted(
@@ -39,11 +40,56 @@ def test_compose_waits_for_what_is_there() -> None:
             assert wait["condition"] != "service_healthy" or "healthcheck" in services[name]
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", *(f"k8s/{path.name}" for path in MANIFESTS)])
-def test_no_secret_is_written_down(file: str) -> None:
-    for line in (INFRA / file).read_text().splitlines():
-        found = re.search(r"(PASSWORD|SECRET|SECRET_ACCESS_KEY|AUTH_STRING|AUTH): +(?P<value>\S+)", line)
-        assert found is None or found["value"].startswith("${"), line
+WRITTEN = sorted(path for path in INFRA.rglob("*") if path.suffix in (".yaml", ".json"))
+_SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|KEY_ID|_KEY$", re.IGNORECASE)
+_REFERENCE = re.compile(r"\$\{\w+[^}]*\}|\$\(\w+\)|\{\{ *\$\w+ *\}\}")  # of compose, Kubernetes, Prefect
+_CREDENTIALS = re.compile(r"://[^/@\s]*:(?P<password>[^/@\s]*)@")
+
+
+def _written_secrets(value: Any, name: str = "") -> list[str]:  # Any: what YAML and JSON hold
+    """What looks like a secret and is no reference to one: `NAME: value`, `{name: NAME, value: ...}`, in a URL."""
+    if isinstance(value, dict):
+        inner = {key: item for key, item in value.items() if key != "value"}
+        found = [text for key, item in inner.items() for text in _written_secrets(item, str(key))]
+        if value.get("kind") == "Secret":
+            found += [f"{key} of a Secret" for part in ("data", "stringData") for key in value.get(part) or ()]
+        return found + _written_secrets(value.get("value"), str(value.get("name", name)))
+    if isinstance(value, list):
+        return [text for item in value for text in _written_secrets(item, name)]
+    if not isinstance(value, str):
+        return []
+    in_url = _CREDENTIALS.search(value)
+    is_named = _SECRET_NAME.search(name) and name == name.upper()  # of variables; fields of schemas name secrets, too
+    hidden = in_url["password"] if in_url else value if is_named else ""
+    return [f"{name}: {value}"] if hidden and not _REFERENCE.fullmatch(hidden) else []
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_no_secret_is_written_down(path: Path) -> None:
+    assert _written_secrets(list(yaml.safe_load_all(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "env: [{name: AWS_SECRET_ACCESS_KEY, value: abc}]",
+        "env: {PREFECT_API_AUTH_STRING: admin:abc}",
+        "{kind: Secret, stringData: {password: abc}}",
+        "env: [{name: URL, value: 'postgresql://prefect:abc@host/db'}]",
+        "{properties: {env: {default: {HF_TOKEN: abc}}}}",
+    ],
+)
+def test_a_secret_that_is_written_down_is_found(written: str) -> None:
+    assert len(_written_secrets(yaml.safe_load(written))) == 1
+
+
+def test_runs_in_docker_get_credentials_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = json.loads((INFRA / "job-templates" / "docker.json").read_text())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    made = dict(apply_values(template["variables"]["properties"]["env"]["default"], {}))
+    assert made["AWS_SECRET_ACCESS_KEY"] == "hidden"
+    assert made["HF_TOKEN"] == ""  # to the libraries that read them the same as not set
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -91,8 +137,6 @@ def test_job_templates_speak_of_what_prefects_workers_know(kind: str) -> None:
 
 
 def test_the_job_made_from_the_template_follows_the_schemas_of_kubernetes() -> None:
-    from prefect.utilities.templating import apply_values
-
     template = json.loads((INFRA / "job-templates" / "kubernetes.json").read_text())
     values = {name: field.get("default") for name, field in template["variables"]["properties"].items()}
     values |= {"command": ["prefect", "flow-run", "execute"], "env": [{"name": "A", "value": "b"}]}

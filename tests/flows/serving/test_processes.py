@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -111,3 +112,23 @@ def test_another_family_is_left_alone(tmp_path: Path) -> None:
 def test_a_child_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with Family(os.environ, tmp_path / "logs") as family, pytest.raises(FileNotFoundError):
         family.start("none", ["/no/such/command"])
+
+
+def test_a_log_that_grows_is_set_aside_and_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.serving.processes.LOG_BYTES", 1000)
+    with Family(os.environ, tmp_path / "logs") as family:
+        family.start("loud", [sys.executable, "-uc", "import time\nwhile True: print('a line'); time.sleep(0.001)"])
+        log, aside = family.log("loud"), tmp_path / "logs" / "loud.log.1"
+        for _ in range(2):
+            _wait_for(lambda: log.stat().st_size > 1000)
+            family.trim_logs()
+            assert log.stat().st_size < 1000 < aside.stat().st_size
+        _wait_for(lambda: log.stat().st_size > 500)
+        assert b"\0" not in log.read_bytes()  # it goes on at the end, not where it was
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end, "nothing happened within 20 s"
+        time.sleep(0.01)

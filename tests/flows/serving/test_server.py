@@ -50,6 +50,14 @@ def test_any_postgres_url_becomes_the_one_that_prefect_takes(tmp_path: Path, sch
     assert found["PREFECT_API_DATABASE_CONNECTION_URL"] == "postgresql+asyncpg://u:p@h:1/d"
 
 
+@pytest.mark.parametrize(("written", "quoted"), [("p/w#1@x:?", "p%2Fw%231%40x%3A%3F"), ("a%40b%", "a%40b%25")])
+def test_a_password_may_hold_what_urls_are_made_of(tmp_path: Path, written: str, quoted: str) -> None:
+    with socket.create_server((LOOPBACK, 0)) as database:
+        server = Server(tmp_path, port=_free(), postgres=f"postgresql://u:{written}@{LOOPBACK}:{_port_of(database)}/d")
+        server.check()
+    assert f"//u:{quoted}@{LOOPBACK}" in server.secrets()["PREFECT_API_DATABASE_CONNECTION_URL"]
+
+
 def test_only_the_server_knows_the_database(tmp_path: Path) -> None:
     url = "postgresql://u:hidden@h:1/d"
     found = Server(tmp_path, postgres=url).environment("r", {"LLM_FUSE_POSTGRES": url})
@@ -85,6 +93,10 @@ def test_nobody_there_is_no_answer() -> None:
     assert not answers(url)
     with pytest.raises(TimeoutError, match="expected a Prefect server at"):
         wait_for(url, 0.0)
+
+
+def _port_of(server: socket.socket) -> int:
+    return int(server.getsockname()[1])
 
 
 def _free() -> int:
