@@ -8,7 +8,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from flows.comparison import Comparison
-from flows.recipe_files import Place, RecipeError, explain_errors, read_yaml, set_field
+from flows.recipe_files import RecipeError, explain_errors, read_yaml, set_field
 from flows.reference import choose_reference
 from fusion_core.alignment import AlignmentStrategy, ByteBoundary
 from fusion_core.distributions import Sampled
@@ -21,6 +21,7 @@ from tasks.corpus import CorpusSpec
 from tasks.extract import ExtractionSpec
 from tasks.models import HubModel, LocalModel
 from tasks.scratch import ArchitectureSpec, TokenizerSpec
+from tasks.secrets import Address
 from tasks.training.spec import TrainingSpec
 
 
@@ -145,7 +146,7 @@ class Recipe(Spec):
 class RecipeFile(Spec):
     """A recipe that is shipped or lies in a file, with changes."""
 
-    source: Place = Field(
+    source: Address = Field(
         "quickstart",
         title="Recipe",
         min_length=1,

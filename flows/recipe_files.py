@@ -1,13 +1,12 @@
 """Recipe files before they are a `Recipe`: reading YAML, `key.path=value` overrides, and what is wrong in words."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import fsspec
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from tasks.secrets import redact, refuse_credentials
 
@@ -16,31 +15,8 @@ _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 200_000, 100_000, 50
 """Of a file, and of what it stands for once its anchors are copied: a kilobyte of YAML can stand for 1e9 values."""
 
 
-_WITH_PASSWORD = r"^\w[\w+.-]*://[^/]*@"
-
-
 class RecipeError(ValueError):
     """A recipe that can't be used; one line per field, for users."""
-
-
-def refuse_password(source: str) -> str:
-    """The path or URL. Raises `ValueError` if a URL carries a user or password, which a run shows to all who see it."""
-    if re.match(_WITH_PASSWORD, source):
-        scheme = source.partition("://")[0]
-        raise ValueError(
-            f"expected an address without a password, found {scheme}://...@..., which everybody who sees the run could "
-            "read; give it to the worker by variables (AWS_SECRET_ACCESS_KEY, ...) or fsspec's "
-            "configuration file"
-        )
-    return source
-
-
-Place = Annotated[
-    str,
-    AfterValidator(refuse_password),
-    Field(json_schema_extra={"not": {"pattern": _WITH_PASSWORD}}),  # or a server stores what the run then refuses
-]
-"""A path or URL that is shown to people."""
 
 
 def read_yaml(source: str) -> dict[str, Any]:  # Any: parsed YAML

@@ -18,10 +18,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from flows.recipe import NamedModel, Recipe, load_recipe
-from flows.recipe_files import Place, RecipeError, explain_errors, read_yaml
+from flows.recipe_files import RecipeError, explain_errors, read_yaml
 from fusion_core.merging import MergeStrategy, Sce
 from fusion_core.spec import Spec
 from tasks.report.arms import CONTROLS
+from tasks.secrets import Address
 
 MAIN, RIVAL = "fused", "CLM only"
 """The recipe as it is, and the same training without a teacher."""
@@ -74,7 +75,7 @@ class Study(Spec):
 
     name: str = Field("study", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
     description: str = Field("", title="Description", description="For people; one sentence.")
-    recipe: Place = Field("quickstart", title="Recipe", min_length=1, description="A shipped one, a file or a URL.")
+    recipe: Address = Field("quickstart", title="Recipe", min_length=1, description="A shipped one, a file or a URL.")
     changes: tuple[str, ...] = Field((), title="Changes", description="Of every arm, each as field=value.")
     seeds: tuple[int, ...] = Field(
         (0,), min_length=1, title="Seeds", description="Of the data order, one training each."

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.spec import PINNED, Spec
 from tasks.sealed import is_intact, seal
-from tasks.secrets import refuse_credentials
+from tasks.secrets import Address
 from tasks.training.runtime import TrainingRuntime
 
 SCHEMA_VERSION = 1
@@ -176,7 +176,7 @@ class Runtime(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    root: Annotated[str, AfterValidator(refuse_credentials)] = Field(
+    root: Address = Field(
         "./.llm-fuse",
         title="Store",
         description="Any fsspec URL: a folder or s3://bucket/prefix. Credentials don't belong into it.",

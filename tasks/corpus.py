@@ -23,12 +23,10 @@ from tasks.documents import (
     write_documents,
 )
 from tasks.hub import check_repo_id, check_revision, remember_commit, resolve_commit
-from tasks.secrets import refuse_credentials
+from tasks.secrets import Address
 from tasks.step import Output, step
 from tasks.store import Store, open_store
 from tasks.transient import is_transient
-
-Address = Annotated[str, AfterValidator(refuse_credentials)]
 
 
 class Installed(Spec):

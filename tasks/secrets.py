@@ -8,6 +8,9 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 HIDDEN = "***"
 _SHORTEST = 8
@@ -35,6 +38,14 @@ def refuse_credentials(address: str) -> str:
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://) or the client's own configuration"
         )
     return address
+
+
+Address = Annotated[
+    str,
+    AfterValidator(refuse_credentials),
+    Field(json_schema_extra={"not": {"pattern": r"^(?!github://)\w[\w+.-]*://[^/\s]*@"}}),
+]
+"""A path or URL that anyone may read. Prefect's server refuses a login in it by the schema, before it is stored."""
 
 
 def redact(text: str) -> str:

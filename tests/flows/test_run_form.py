@@ -139,7 +139,7 @@ def test_an_address_with_a_password_is_refused_before_it_is_stored() -> None:
     recipe = {"source": "https://me:hidden@example.com/recipe.yaml"}
     with pytest.raises(ValidationError, match=r"field 'recipe"):
         validate({"recipe": recipe}, SCHEMA, raise_on_error=True)
-    with pytest.raises(ParameterTypeError, match=r"https://\.\.\.@\.\.\., which .* by variables") as refused:
+    with pytest.raises(ParameterTypeError, match=r"expected an address without credentials") as refused:
         fuse_models.validate_parameters({"recipe": recipe})
     assert "hidden" not in str(refused.value)
     validate({"recipe": {"source": "s3://bucket/a@b.yaml"}}, SCHEMA, raise_on_error=True)
