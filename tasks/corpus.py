@@ -63,7 +63,7 @@ class Files(Spec):
 
     kind: Literal["files"] = "files"
     paths: Annotated[tuple[Address, ...], PINNED] = Field(
-        title="Paths", description="Files or globs: texts/*.txt, s3://bucket/corpus/*.parquet.", min_length=1
+        title="Paths", description="Files or globs: `texts/*.txt`, `s3://bucket/corpus/*.parquet`.", min_length=1
     )
     format: Literal["text", "jsonl", "parquet"] = Field(
         "text", title="Format", description="A document per file of text, or per row of the others."

@@ -5,7 +5,6 @@ members, and finds the tab of a given value by counting the fields that both hav
 """
 
 import copy
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,11 +32,6 @@ def form_schema(flow: Flow[..., Any]) -> Schema:
                 _merge_tabs(items, definitions)
         elif "oneOf" in node:
             _choose(node, definitions)
-    for node in _nodes(schema):
-        if isinstance(text := node.get("description"), str):
-            node["description"] = re.sub(
-                r"(?<![`\\])\*", r"\\*", text
-            )  # the form reads Markdown: of a*b*c it makes italics
     return schema
 
 
@@ -53,8 +47,9 @@ def _choose(node: Schema, definitions: Schema) -> None:
 
 
 def _merge_tabs(items: Schema, definitions: Schema) -> None:
-    """Turns a choice within a list, where the form has no tabs, into one box with the fields of all.
+    """Turns a choice within a list into one box with the fields of all.
 
+    The older of Prefect's UIs has no tabs there and shows the box; the newer one shows the `anyOf` in it as tabs.
     None of the fields has a default there, which the form would fill in for every kind; what must fit is still said.
     """
     names = [tab["$ref"].rpartition("/")[2] for tab in items["anyOf"]]

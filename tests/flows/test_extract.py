@@ -46,7 +46,7 @@ def test_it_ends_as_failed_with_a_count_in_one_line(bench: Bench) -> None:
     runtime = Runtime(root=str(bench.root), device="cpu")
     state: Any = extract_source(recipe, "teacher", runtime=runtime, return_state=True)
     assert state.name == "Failed"
-    assert re.fullmatch(r"(\d+)/\1 shards failed: SafetensorError: .+", state.message), state.message
+    assert re.fullmatch(r"(\d+)/\1 shards failed: ValueError: .+", state.message), state.message
 
 
 def test_a_model_that_the_recipe_does_not_have_is_refused(bench: Bench) -> None:
