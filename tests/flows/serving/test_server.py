@@ -69,7 +69,7 @@ def test_a_port_in_use_is_refused_with_another(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"expected port {port} .* take --port {port + 1}"):
             Server(tmp_path, port=port).check()
-        with pytest.raises(ValueError, match="begins with postgresql://"):
+        with pytest.raises(ValueError, match="expected postgresql://"):
             Server(tmp_path, port=_free(), postgres="mysql://u:p@h/d").check()
 
 
