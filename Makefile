@@ -10,7 +10,7 @@ E2E_PACKAGES := chromium postgresql ceph-common ceph-mon ceph-osd radosgw
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: audit demo test test-slow check check-infra drills format lock versions clean e2e bench bench-exactness bench-merging bench-flow
+.PHONY: audit demo test test-slow check check-infra drills format lock versions clean e2e bench bench-exactness bench-extract bench-merging bench-flow
 
 demo: $(VENV)/installed          ## fuse three small models into a fourth on real text, and compare
 	$(BIN)/llm-fuse demo
@@ -66,6 +66,9 @@ bench-exactness: $(VENV)/installed ## how wrong a teacher across tokenizers is, 
 	mkdir -p build
 	$(BIN)/python -m tests.bench.exactness --json build/exactness.json
 	$(BIN)/python -m tests.bench.remaining_error --json build/remaining_error.json
+
+bench-extract: $(VENV)/installed ## extraction against the bare forward pass: tokens/s and memory
+	$(BIN)/python -m tests.bench extract --json build/extract.json
 
 bench-merging: $(VENV)/installed ## memory and time of merging two models of 7B shapes (needs 3 GB in build/)
 	mkdir -p build

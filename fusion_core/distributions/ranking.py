@@ -8,6 +8,9 @@ from torch import Tensor
 
 _LEAST_WIDTH, _MOST_WIDTH = 64, 256  # narrower blocks cost more to reduce, wider ones hold more candidates
 
+_LEAST_EXPONENT = -80.0
+"""Below it exp gives subnormal numbers, 20 times as slowly; a million of its kind add 2e-29 to a sum of at least 1."""
+
 
 def rank_ids(logits: Float[Tensor, "rows vocab"], k: int) -> Int[Tensor, "rows k"]:
     """The ids of the `k` largest logits of each row (all of them if there are fewer), falling, ties by id.
@@ -39,8 +42,11 @@ def split_off(
     """
     values = logits.gather(1, ids)
     rest = logits.scatter_(1, ids, -torch.inf)
-    largest = rest.amax(1, keepdim=True).clamp_(min=torch.finfo(rest.dtype).min)
-    log_rest = rest.sub_(largest).exp_().sum(1).log_().add_(largest.squeeze(1))
+    largest = rest.amax(1, keepdim=True)
+    nothing = largest.squeeze(1) == -torch.inf
+    largest = largest.clamp_(min=torch.finfo(rest.dtype).min)
+    parts = rest.sub_(largest).clamp_(min=_LEAST_EXPONENT).exp_()
+    log_rest = parts.sum(1).log_().add_(largest.squeeze(1)).masked_fill_(nothing, -torch.inf)
     return values, log_rest, torch.cat([values, log_rest.unsqueeze(1)], 1).logsumexp(1)
 
 

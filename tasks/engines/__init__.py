@@ -4,7 +4,7 @@
 An engine is a `Spec` that opens a model, so that another one (a server, another library) is another word in a recipe.
 """
 
-from tasks.engines.batches import pad_batch
+from tasks.engines.batches import pad_batch, plan_batches
 from tasks.engines.devices import Dtype, pick_device, tokens_per_batch
 from tasks.engines.forward import ModelScorer, TransformersEngine
 from tasks.engines.heads import Head, split_head
@@ -24,6 +24,7 @@ __all__ = [
     "fitting_bytes",
     "pad_batch",
     "pick_device",
+    "plan_batches",
     "score_tokens",
     "split_head",
     "tokens_per_batch",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NOT_FINITE = Problem("NaN or infinite logits", "try engine.dtype float32")
 _HEAD_ELEMENTS = 2**25  # logits that exist at a time, in the model's dtype ...
-_HEAD_ROWS = 256  # ... and no fewer rows: each chunk reads the head's whole weight for them
+_HEAD_ROWS = 512  # ... and no fewer rows: each chunk reads the head's whole weight for them
 
 
 class TransformersEngine(Spec):
