@@ -12,7 +12,7 @@ from fusion_core.types import Scored, Tokens
 from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
 from tasks.chunks import Chunk, cut_chunks, join_chunks, score_chunks
 from tasks.documents import Document, read_documents
-from tasks.engines import Problem, TransformersEngine, score_tokens
+from tasks.engines import Engine, Problem, TransformersEngine, score_tokens
 from tasks.models import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
 from tasks.partial import Parts
 from tasks.quarantine import check_share, encode_readable
@@ -27,7 +27,7 @@ class ExtractionSpec(Spec):
     """What is kept of each distribution, and which engine computes it."""
 
     mode: ExtractionMode = Field(TopK(), title="Kept per row", description="Which candidates of each distribution.")
-    engine: TransformersEngine = Field(TransformersEngine(), title="Engine", description="What runs the model.")
+    engine: Engine = Field(TransformersEngine(), title="Engine", description="What runs the model.")
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01,
         title="Quarantine at most",

@@ -14,6 +14,7 @@ OWNERS = {  # package -> the modules of tasks/ that may import it
     "lm_eval": {"harness"},
     "s3fs": {"store"},
     "huggingface_hub": {"hub", "hub_upload", "download", "card"},
+    "vllm": {"engines"},
 }
 STDLIB_FILES = {"pathlib", "os", "io", "shutil", "tempfile", "logging", "subprocess", "socket"}
 CORE_MAY = {"torch", "numpy", "numba", "pydantic", "jaxtyping", "fusion_core", "llvmlite"}
