@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from fusion_core.distributions import concatenate
-from fusion_core.types import Scored, Tokens
+from fusion_core.types import Scored, TokenDist, Tokens
 from tasks.documents import Document
 from tasks.engines import Problem
 from tasks.partial import Parts
-from tasks.shards import read_scored, write_scored
 
 CHUNK_BYTES = 2**18
-_PROBLEMS = "problems.json"
+_ROWS, _ABOUT = "rows.safetensors", "about.json"
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -35,15 +35,25 @@ class Chunk:
     problems: dict[int, Problem]
 
     def write(self, folder: Path) -> None:
-        """Writes the chunk; log-probabilities are rounded as they are in a shard."""
-        write_scored(folder, self.scored)
-        (folder / _PROBLEMS).write_text(json.dumps(self.problems))
+        """Writes the chunk as it is: what is packed for good is the whole shard, however many attempts made it."""
+        tokens, dist = self.scored.tokens, self.scored.dist
+        values = {f"tokens.{name}": value for name, value in vars(tokens).items()} | {"nll": self.scored.nll}
+        values |= {f"dist.{name}": value for name, value in vars(dist).items() if name != "vocab_size"}
+        save_file({name: value.contiguous() for name, value in values.items()}, folder / _ROWS)
+        about = {"vocab_size": dist.vocab_size, "problems": self.problems}
+        (folder / _ABOUT).write_text(json.dumps(about))
 
     @classmethod
     def read(cls, folder: Path) -> "Chunk":
         """A chunk as written by `write`."""
-        problems = json.loads((folder / _PROBLEMS).read_text())
-        return cls(read_scored(folder), {int(number): Problem(*problem) for number, problem in problems.items()})
+        values, about = load_file(folder / _ROWS), json.loads((folder / _ABOUT).read_text())
+        parts = {
+            part: {name.removeprefix(part): value for name, value in values.items() if name.startswith(part)}
+            for part in ("tokens.", "dist.")
+        }
+        dist = TokenDist(**parts["dist."], vocab_size=about["vocab_size"])
+        problems = {int(number): Problem(*problem) for number, problem in about["problems"].items()}
+        return cls(Scored(Tokens(**parts["tokens."]), dist, values["nll"]), problems)
 
 
 def cut_chunks(documents: Sequence[Document], chunk_bytes: int = CHUNK_BYTES) -> list[list[Document]]:

@@ -81,7 +81,7 @@ def test_chunks_change_no_row_beyond_rounding(
     assert torch.equal(chunked.tokens.ids, whole.tokens.ids)
     assert torch.equal(chunked.tokens.doc_offsets, whole.tokens.doc_offsets)
     assert torch.equal(chunked.dist.row_offsets, whole.dist.row_offsets)
-    torch.testing.assert_close(chunked.nll, whole.nll, atol=1e-5, rtol=0, equal_nan=True)
+    torch.testing.assert_close(chunked.nll, whole.nll, atol=2e-3, rtol=0, equal_nan=True)  # stored to 1/1024
     torch.testing.assert_close(chunked.dist.logprobs, whole.dist.logprobs, atol=2e-3, rtol=0)  # a step of fp16
 
 
