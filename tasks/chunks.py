@@ -92,9 +92,7 @@ def score_chunks(
     with ThreadPoolExecutor(1, "write-chunks") as writer:
         for tokens, problems in _ahead(encode, chunks[number:]):
             scored, found = score(tokens, before)
-            chunk = Chunk(
-                scored, found | problems
-            )  # what an emptied document's special tokens get is its least problem
+            chunk = Chunk(scored, found | problems)  # an emptied document keeps the reason for being emptied
             before += len(tokens.ids)
             if writing is not None:
                 writing.result()  # at most one waits

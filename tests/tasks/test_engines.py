@@ -8,7 +8,8 @@ import torch
 
 from fusion_core.distributions import TopK
 from fusion_core.types import Scored, Tokens
-from tasks.engines import ModelScorer, Problem, check_window, pick_device, score_tokens, split_head
+from tasks.artifacts import Runtime
+from tasks.engines import ModelScorer, Problem, TransformersEngine, check_window, pick_device, score_tokens, split_head
 from tasks.engines.forward import NOT_FINITE
 from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
@@ -58,6 +59,65 @@ def test_batch_composition_does_not_change_a_row(tiny_llama: ModelFactory) -> No
     all_together, _ = _score(model, tokens, TopK(k=4), vocab_size, 10_000)
     torch.testing.assert_close(one.dist.logprobs, all_together.dist.logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(one.nll, all_together.nll, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_a_batch_that_runs_out_of_memory_halves_the_budget_for_good(
+    tiny_llama: ModelFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, vocab_size = _read(folder := tiny_llama(seed=1))
+    model, longest = load_model(folder, "float32"), int(tokens.doc_offsets.diff().max())
+    scorer = ModelScorer(model, TopK(k=4), vocab_size, batch_tokens=10_000)
+    expected, _ = score_tokens(scorer, tokens, vocab_size)
+    score, tried = scorer._score, list[int]()
+
+    def score_small(sequences: list[torch.Tensor], keys: torch.Tensor) -> Any:
+        tried.append(len(sequences) * max(map(len, sequences)))
+        if tried[-1] > longest:
+            raise torch.OutOfMemoryError
+        return score(sequences, keys)
+
+    monkeypatch.setattr(scorer, "_score", score_small)
+    scored, quarantined = score_tokens(scorer, tokens, vocab_size)
+    assert quarantined == {}
+    torch.testing.assert_close(scored.dist.logprobs, expected.dist.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored.nll, expected.nll, atol=1e-5, rtol=0, equal_nan=True)
+    assert scorer.batch_tokens < 2 * longest
+    assert scorer.facts["batch_tokens"] == scorer.batch_tokens
+    failed = sum(size > longest for size in tried)
+    tried.clear()
+    score_tokens(scorer, tokens, vocab_size)
+    assert sum(size > longest for size in tried) <= failed - 1  # it remembers
+
+    def never(sequences: list[torch.Tensor], keys: torch.Tensor) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(scorer, "_score", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        score_tokens(scorer, tokens, vocab_size)
+
+
+@pytest.mark.parametrize("changes", [{"attention": "eager"}, {"attention": "sdpa"}, {"spread": True}], ids=str)
+def test_how_a_model_runs_changes_no_row(changes: dict[str, Any], tiny_llama: ModelFactory) -> None:
+    tokens, vocab_size = _read(folder := tiny_llama(seed=1))
+    runtime = Runtime(device="cpu")
+    plain = TransformersEngine()(folder, TopK(k=4), vocab_size, runtime)
+    other = TransformersEngine()(folder, TopK(k=4), vocab_size, runtime.model_copy(update=changes))
+    expected, found = (score_tokens(scorer, tokens, vocab_size)[0] for scorer in (plain, other))
+    torch.testing.assert_close(found.dist.logprobs, expected.dist.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.nll, expected.nll, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_documents_without_tokens_have_no_rows(tiny_llama: ModelFactory) -> None:
+    tokens, vocab_size = _read(folder := tiny_llama(seed=1))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), tokens.doc_offsets, tokens.doc_offsets[-1:]])
+    gaps = Tokens(tokens.ids, tokens.boundaries, offsets)
+    model = load_model(folder, "float32")
+    assert torch.equal(
+        _score(model, gaps, TopK(k=4), vocab_size, 64)[0].dist.logprobs,
+        _score(model, tokens, TopK(k=4), vocab_size, 64)[0].dist.logprobs,
+    )
+    nothing = Tokens(tokens.ids[:0], tokens.boundaries[:0], torch.zeros(1, dtype=torch.int64))
+    assert _score(model, nothing, TopK(k=4), vocab_size, 64)[0].dist.num_rows == 0
 
 
 def test_padded_embedding_rows_never_become_candidates(tiny_neox: ModelFactory) -> None:
