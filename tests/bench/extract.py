@@ -21,7 +21,7 @@ def rows() -> Iterator[Row | Skip]:
     """Per vocabulary against the model's own logits and against its hidden states alone; then the memory."""
     for vocab in (32_000, 152_000):
         yield _compare("cpu", torch.float32, vocab, 8, 1 / 0.9)
-    yield _compare_memory(128_000, 16)
+    yield _compare_memory(128_000, 8)
     if torch.cuda.is_available():
         yield _compare("cuda", torch.bfloat16, 152_000, 256, 1 / 0.95)
     else:
