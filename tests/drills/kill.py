@@ -63,8 +63,9 @@ class Campaign:
         ended = False
         for step in sites:
             run = self._begin()
-            known = self._marks(step)
-            self._watch(run, lambda step=step, known=known: self._is_claimed(step) or self._marks(step) != known)
+            steps = SITES[SITES.index(step) :]  # with those after it: it may be done, as some go on side by side
+            known = self._marks(steps)
+            self._watch(run, lambda s=steps, known=known: self._is_claimed(s) or self._marks(s) != known)
             end = time.monotonic() + self.chance.random() * spans[step]
             self._watch(run, lambda end=end: time.monotonic() > end)
             ended = run.poll() is not None
@@ -104,12 +105,13 @@ class Campaign:
     def _blame_end(self, run: Fork) -> None:
         self.outcome.blame([f"a run ended with {run.code}: {self.workload.last_words()}"] if run.code else [])
 
-    def _is_claimed(self, step: str) -> bool:
+    def _is_claimed(self, steps: tuple[str, ...]) -> bool:
         """By a run that lives: what a killed one left is an orphan until it is taken over."""
-        return any(path not in self.orphans for path in self.root.glob(f"{step}/*/{PREFIX}*"))
+        claims = (path for step in steps for path in self.root.glob(f"{step}/*/{PREFIX}*"))
+        return any(path not in self.orphans for path in claims)
 
-    def _marks(self, step: str) -> set[Path]:
-        return set(self.root.glob(f"{step}/*/{MANIFEST}"))
+    def _marks(self, steps: tuple[str, ...]) -> set[Path]:
+        return {path for step in steps for path in self.root.glob(f"{step}/*/{MANIFEST}")}
 
     def _spans(self) -> dict[str, float]:
         """How long each step's artifacts took together in the undisturbed run."""
