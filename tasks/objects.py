@@ -25,7 +25,9 @@ from tasks.artifacts import StoreError
 from tasks.secrets import refuse_credentials
 
 # Two layers retry (botocore's attempts times s3fs's own): with the defaults a server that swallows
-# packets hangs a read for 413 s. These end it in under two minutes, and an outage of 503s in 15 s.
+# packets hangs a read for 413 s. These end it in under two minutes (90 to 113 s, by call), and resets for ever
+# in 11 to 26 s. After a long outage botocore has used up its quota of retries and gives up within a second until
+# requests succeed again: then a step's own retries carry on. `make drills` tries it.
 S3_OPTIONS: dict[str, Any] = {  # Any: keyword arguments of s3fs
     "config_kwargs": {
         "retries": {"mode": "standard", "max_attempts": 4},
