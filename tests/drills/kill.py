@@ -34,7 +34,8 @@ def drill(workload: Workload, short: bool) -> Iterator[Outcome]:
         left = ("extract", "train") if short else SITES
         while left:  # a run that ended before it could be killed: the rest is done on another store
             root = workload.folder / f"killed-{number}"
-            left = left[Campaign(workload, Store(str(root)), outcome, chance).run(left) :]
+            kills = Campaign(workload, Store(str(root)), outcome, chance).run(left)
+            left = left[max(1, kills) :]
             shutil.rmtree(root)
             number += 1
     yield outcome
