@@ -115,7 +115,7 @@ class Campaign:
         return {path for step in steps for path in self.root.glob(f"{step}/*/{MANIFEST}")}
 
     def _spans(self) -> dict[str, float]:
-        """The time within which each step's kill falls: a training's own; other steps are quick once all is imported."""
+        """The time within which each step's kill falls: a training's own; others are quick once all is imported."""
         made = manifests_of(self.workload.undisturbed).values()
         train = sum(manifest.seconds for manifest in made if manifest.step == "train")
         return {**dict.fromkeys(SITES, _STEP_SECONDS), "train": train}
