@@ -15,9 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fusion_core.spec import PINNED, Spec
+from tasks.runtime import Runtime as Runtime
 from tasks.sealed import is_intact, seal
-from tasks.secrets import Address
-from tasks.training.runtime import TrainingRuntime
 
 SCHEMA_VERSION = 1
 """Of manifests and data files. Readers accept this and older ones, and refuse newer ones by name."""
@@ -169,54 +168,6 @@ AnyRef = Annotated[
     | InspectionRef,
     Field(discriminator="kind"),
 ]
-
-
-class Runtime(BaseModel):
-    """Where and how a run computes. Nothing in here changes what is computed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    root: Address = Field(
-        "./.llm-fuse",
-        title="Store",
-        description="Any fsspec URL: a folder or s3://bucket/prefix. Credentials don't belong into it.",
-    )
-    cache_dir: str | None = Field(
-        None, title="Local cache", description="Where artifacts of a remote store are kept; default: the user's cache."
-    )
-    cache_bytes: int = Field(50 * 10**9, gt=0, title="Local cache size", description="Bytes; oldest files go first.")
-    device: str = Field(
-        "auto", title="Device", description="cpu, cuda, cuda:0, mps; auto takes the first that is there."
-    )
-    batch_tokens: int | None = Field(
-        None,
-        gt=0,
-        title="Tokens per batch",
-        description="For extraction and evaluation; halved when memory runs out. Empty: what suits the device.",
-    )
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", title="Attention", description="Implementation while extracting; auto: what suits the model."
-    )
-    compile: bool = Field(False, title="Compile", description="torch.compile while extracting; pays for long shards.")
-    spread: bool = Field(
-        False, title="Spread over devices", description="While extracting: for models larger than one device."
-    )
-    max_workers: int = Field(2, gt=0, title="Parallel tasks", description="Steps in work at once in this process.")
-    task_runner: Literal["threads", "ray", "dask"] = Field(
-        "threads", title="Task runner", description="threads: this process; ray, dask: a cluster (an extra package)."
-    )
-    device_slots: str | None = Field(
-        None, title="Device slots", description="Name of a Prefect concurrency limit that steps on a device wait for."
-    )
-    lease_seconds: float = Field(
-        60.0, gt=0, title="Lease", description="How long a killed worker can block its shard for others."
-    )
-    model_code: bool = Field(
-        False, title="Models' code", description="Python files of models may run; set by recipes that trust some."
-    )
-    training: TrainingRuntime = Field(
-        TrainingRuntime(), title="Training", description="Processes, memory, checkpoints and logs of a training."
-    )
 
 
 class FileFact(BaseModel):

@@ -34,6 +34,7 @@ EXECUTION = {
     "tasks.progress",
     "tasks.transient",
     "tasks.environment",
+    "tasks.runtime",
     "tasks.training.runtime",
 }
 
