@@ -19,7 +19,7 @@ from typing import Any, get_args
 from prefect import flow
 from prefect.states import Failed
 
-from flows.corpora import build_shards
+from flows.corpora import build_recipe_shards, build_shards
 from flows.execution import executing
 from flows.recipe import Recipe
 from flows.run_page import run_page
@@ -141,7 +141,7 @@ def train_arm(arm: Arm, runtime: Runtime) -> Runs:
     """The target trained as the arm says, by seed; its teacher is there when this returns, the trainings are not."""
     recipe, name = arm.recipe, arm.variant.name
     target = obtain_model(recipe.target, runtime)
-    shards = build_shards(recipe.corpus, "corpus", runtime)
+    shards = build_recipe_shards(recipe, runtime)
     teachers, spec = [], recipe.training.without_teacher()
     if arm.variant.teacher != "none":
         teachers = settle(_teach(arm, target, shards, runtime), f"shards of {name}")

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Failed
 
-from flows.corpora import build_shards
+from flows.corpora import build_recipe_shards
 from flows.execution import executing
 from flows.fusion_page import summarize_fusion
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm
@@ -61,6 +61,6 @@ def _plan(recipe: Recipe, named: NamedModel, runtime: Runtime) -> list[Planned]:
 
 
 def _extract(recipe: Recipe, named: NamedModel, runtime: Runtime) -> list[ScoredRef]:
-    shards = build_shards(recipe.corpus, "corpus", runtime)
+    shards = build_recipe_shards(recipe, runtime)
     scored = extract_shards(recipe, named.name, obtain_model(named, runtime), shards, runtime)
     return [ref for ref in settle(scored, "shards", minimum=recipe.min_shards) if ref is not None]

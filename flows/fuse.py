@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger
 from prefect.states import Failed
 
 from flows.comparison import Baseline
-from flows.corpora import build_shards
+from flows.corpora import build_recipe_shards
 from flows.execution import executing
 from flows.fusion_page import summarize_fusion
 from flows.measures import measure_models
@@ -80,7 +80,7 @@ def _plan(recipe: Recipe, runtime: Runtime) -> list[Planned]:
 def _fuse(recipe: Recipe, runtime: Runtime) -> FusionResult:
     target = obtain_model(recipe.target, runtime)
     sources = [obtain_model(source, runtime) for source in recipe.sources]
-    shards = build_shards(recipe.corpus, "corpus", runtime)
+    shards = build_recipe_shards(recipe, runtime)
 
     # Where every shard must succeed, training without a teacher can begin before there is one.
     alone = _train_alone(recipe, target, shards, runtime) if recipe.min_shards == 1 else None

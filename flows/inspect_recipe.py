@@ -95,7 +95,10 @@ def take_sample(spec: CorpusSpec, sample_bytes: int, label: str, runtime: Runtim
         part = spec.model_copy(
             update={
                 "documents": (_narrow(source, size),),
+                "mixture": None,
+                "decontamination": None,
                 "shard_bytes": size,
+                "sharding": "by_size",
                 "max_documents": min(spec.max_documents or 1000, 1000),
                 "short_documents": "drop",
             }

@@ -4,77 +4,37 @@ Cutting looks at the text alone, never at a model, so adding a source re-reads n
 document, joined, are the document byte for byte. A shard's identity is the digest of its pieces.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Annotated, Any, Literal, Self
 
-import fsspec
-from pydantic import AfterValidator, Field
+from pydantic import Field, model_validator
 
-from fusion_core.spec import PINNED, Name, Spec
-from tasks.artifacts import CorpusRef, Runtime, TextsRef
-from tasks.documents import (
-    SHARDS,
-    Document,
-    digest_of,
-    split_text,
-    text_id,
-    write_documents,
+from fusion_core.spec import Spec
+from tasks.artifacts import CorpusRef, Runtime, ShardRef, TextsRef
+from tasks.document_sources import (
+    DocumentSource,
+    Files,
+    HubDataset,
+    Installed,
+    Mixture,
+    Placed,
+    mix,
+    pin_sources,
+    read_sources,
 )
-from tasks.hub import check_repo_id, check_revision, remember_commit, resolve_commit
-from tasks.secrets import Address
+from tasks.documents import SHARDS, Document, digest_of, read_documents, split_text, write_documents
+from tasks.hub import remember_commit
+from tasks.overlap import Decontamination, ExactDuplicates, HeldOutText, NearDuplicates, SeenTexts
+from tasks.sharding import cut_by_content, cut_by_size
 from tasks.step import Output, step
 from tasks.store import Store, open_store
-from tasks.transient import is_transient
 
+__all__ = ["CorpusSpec", "DocumentSource", "Files", "HubDataset", "Installed", "Mixture", "build_corpus"]
 
-class Installed(Spec):
-    """The quickstart's texts: what this Python installation carries."""
-
-    kind: Literal["installed"] = "installed"
-    split: Literal["sources", "target", "fusion", "validation", "test"] = Field(
-        "fusion", title="Split", description="Which part; no file is in two of them."
-    )
-    domains: tuple[str, ...] = Field((), title="Domains", description="Only these; empty for all.")
-    max_bytes_per_domain: int | None = Field(
-        None, gt=0, title="Bytes per domain", description="At most; empty for all."
-    )
-
-
-class HubDataset(Spec):
-    """A data set of the Hugging Face hub, streamed."""
-
-    kind: Literal["hub_dataset"] = "hub_dataset"
-    id: Annotated[str, AfterValidator(check_repo_id)] = Field(title="Repository", description="owner/name on the hub.")
-    revision: Annotated[str, AfterValidator(check_revision), PINNED] = Field(
-        "main", title="Revision", description="Branch, tag or commit; resolved to a commit at launch."
-    )
-    config: str | None = Field(
-        None, title="Configuration", description="The data set's configuration; empty for its only one."
-    )
-    split: str = Field("train", title="Split", description="Which part of the data set.")
-    text_field: str = Field("text", title="Text column", description="The column that holds the text.")
-    domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
-
-
-class Files(Spec):
-    """Files by path or glob, on disk or any fsspec URL: a document per text file, or per row of Parquet and JSONL."""
-
-    kind: Literal["files"] = "files"
-    paths: Annotated[tuple[Address, ...], PINNED] = Field(
-        title="Paths", description="Files or globs: `texts/*.txt`, `s3://bucket/corpus/*.parquet`.", min_length=1
-    )
-    format: Literal["text", "jsonl", "parquet"] = Field(
-        "text", title="Format", description="A document per file of text, or per row of the others."
-    )
-    text_field: str = Field(
-        "text", title="Text column", description="The column that holds the text, in JSONL and Parquet."
-    )
-    domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
-
-
-DocumentSource = Annotated[Installed | HubDataset | Files, Field(discriminator="kind")]
+LEFT_OUT = "left_out.json"
+_NAMED_IN_FACTS = 100
 
 
 class CorpusSpec(Spec):
@@ -83,11 +43,28 @@ class CorpusSpec(Spec):
     documents: tuple[DocumentSource, ...] = Field(
         title="Documents", min_length=1, description="Where the text comes from; one after the other."
     )
+    mixture: Mixture | None = Field(
+        None, title="Mixture", description="Of the entries by weight, in random order; empty: all of each, in order."
+    )
+    duplicates: Annotated[ExactDuplicates | NearDuplicates, Field(discriminator="kind")] | None = Field(
+        None, title="Duplicates", description="Which documents are left out as repeated; empty: none."
+    )
+    decontamination: Decontamination | None = Field(
+        None,
+        title="Decontamination",
+        description="Leave out what the evaluation's text, and the text below, has too; empty: nothing.",
+    )
     max_bytes: int = Field(
         2048, ge=16, title="Bytes per piece", description="Longer documents are cut; must fit every model's window."
     )
     shard_bytes: int = Field(
         4_000_000, gt=0, title="Bytes per shard", description="A shard is the unit of caching and retrying."
+    )
+    sharding: Literal["by_content", "by_size"] = Field(
+        "by_content",
+        title="Where shards end",
+        description="By content: half to twice the size, and what is added to the corpus later leaves other shards as "
+        "they are. By size: filled one after the other.",
     )
     max_documents: int | None = Field(
         None, gt=0, title="Documents at most", description="Only the first ones; empty for all."
@@ -98,178 +75,131 @@ class CorpusSpec(Spec):
         description="They predict nothing: an error, or left out and counted.",
     )
 
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.mixture is not None and len(self.mixture.weights) != len(self.documents):
+            raise ValueError(
+                f"expected a weight per entry of documents, {len(self.documents)}, found "
+                f"{len(self.mixture.weights)}; set mixture.weights"
+            )
+        return self
 
-def pin_documents(spec: CorpusSpec, texts: list[TextsRef], *, runtime: Runtime) -> dict[str, object]:
+
+def pin_documents(
+    spec: CorpusSpec, texts: list[TextsRef], held_out: Sequence[ShardRef], *, runtime: Runtime
+) -> dict[str, object]:
     """What the documents are today: digests of the files' contents (an ETag on remote stores), commits of data sets."""
-    pins: dict[str, object] = {}
-    for number, source in enumerate(spec.documents):
-        if isinstance(source, Files):
-            pins[str(number)] = [_content_mark(path) for path in _expand(source.paths)]
-        elif isinstance(source, HubDataset):
-            pins[str(number)] = resolve_commit("dataset", source.id, source.revision, open_store(runtime))
-    return pins
+    store = open_store(runtime)
+    pins = pin_sources(spec.documents, store)
+    against = spec.decontamination.against if spec.decontamination else ()
+    return pins | ({"against": pin_sources(against, store)} if against else {})
 
 
-@step(version=1, pin=pin_documents)
-def build_corpus(spec: CorpusSpec, texts: list[TextsRef], *, runtime: Runtime, out: Output) -> CorpusRef:
-    """The corpus as Parquet shards; `texts` holds the collected texts for its `installed` entries, in their order."""
-    counts = {"documents": 0, "pieces": 0, "bytes": 0, "dropped": 0}
-    marks, domains = [], dict[str, int]()
-    documents = _documents(spec, texts, open_store(runtime), out.pins)
-    for index, pieces in enumerate(_shards(_pieces(documents, spec, counts), spec.shard_bytes)):
+@step(version=2, pin=pin_documents)
+def build_corpus(
+    spec: CorpusSpec, texts: list[TextsRef], held_out: Sequence[ShardRef] = (), *, runtime: Runtime, out: Output
+) -> CorpusRef:
+    """The corpus as Parquet shards; `texts` holds the collected texts for its `installed` entries, in their order.
+
+    held_out: what `spec.decontamination` keeps out of the corpus. What is left out is listed in `left_out.json`.
+    """
+    if spec.decontamination is not None and not held_out and not spec.decontamination.against:
+        raise ValueError(
+            "corpus.decontamination: expected held-out text to compare with, found none; add an evaluation to the "
+            "recipe, or name text in decontamination.against (a corpus outside a recipe's own has no evaluation)"
+        )
+    store = open_store(runtime)
+    sources = read_sources(spec.documents, texts, store, out.pins)
+    documents = chain.from_iterable(sources) if spec.mixture is None else mix(sources, spec.mixture)
+    sieve = _Sieve(spec, _held_out_texts(spec, held_out, store, out.pins))
+    cut = cut_by_content if spec.sharding == "by_content" else cut_by_size
+    marks, domains, size = [], dict[str, int](), 0
+    for index, pieces in enumerate(cut(_pieces(sieve.keep(documents), spec.max_bytes), spec.shard_bytes)):
         marks.append({"digest": digest_of(pieces), "pieces": len(pieces)})
         write_documents(out.dir, index, pieces)
         for piece in pieces:
-            counts["bytes"] += len(piece.text.encode())
+            size += len(piece.text.encode())
             domains[piece.domain] = domains.get(piece.domain, 0) + 1
     if not marks:
         raise ValueError(
-            "corpus.documents: expected at least one document with text, found none; check paths, split and domains"
+            "corpus.documents: expected at least one document with text, found none; check paths, split, domains and "
+            f"why {len(sieve.left_out)} documents were left out"
         )
     for number, source in enumerate(spec.documents):
         if isinstance(source, HubDataset):
-            remember_commit("dataset", source.id, source.revision, str(out.pins[str(number)]), open_store(runtime))
+            remember_commit("dataset", source.id, source.revision, str(out.pins[str(number)]), store)
     (out.dir / SHARDS).write_text(json.dumps(marks))
-    out.facts |= {**counts, "shards": len(marks), "pieces_per_domain": domains}
+    (out.dir / LEFT_OUT).write_text(json.dumps(sieve.left_out, indent=1))
+    counts = {"pieces": sum(domains.values()), "bytes": size, "shards": len(marks), "pieces_per_domain": domains}
+    out.facts |= {"documents": sieve.kept, **counts, **sieve.facts()}
     return out.ref(CorpusRef, num_shards=len(marks))
 
 
-def _documents(
-    spec: CorpusSpec, texts: list[TextsRef], store: Store, pins: Mapping[str, object]
-) -> Iterator[tuple[str, Document]]:
-    """(where it came from, document) of every source, in order; the place is for messages."""
-    collected = iter(texts)
-    for number, source in enumerate(spec.documents):
-        match source:
-            case Installed():
-                yield from _read_installed(source, store, next(collected))
-            case HubDataset():
-                yield from _read_hub(source, str(pins[str(number)]))
-            case Files():
-                for path in _expand(source.paths):
-                    yield from _read_file(path, source)
+class _Sieve:
+    """Which documents are kept: those long enough, not repeated and not held out, up to the largest number."""
 
+    def __init__(self, spec: CorpusSpec, held_out: Iterable[str]) -> None:
+        self.kept = 0
+        self.left_out: list[dict[str, object]] = []
+        self._spec = spec
+        self._seen = SeenTexts(spec.duplicates) if spec.duplicates else None
+        self._held_out = HeldOutText(held_out, spec.decontamination) if spec.decontamination else None
 
-def _pieces(documents: Iterable[tuple[str, Document]], spec: CorpusSpec, counts: dict[str, int]) -> Iterator[Document]:
-    for where, document in documents:
-        if spec.max_documents is not None and counts["documents"] == spec.max_documents:
-            return
+    def keep(self, documents: Iterable[Placed]) -> Iterator[Document]:
+        """The documents that are kept, in order; `left_out` says of each other one where it was and why."""
+        for where, document in documents:
+            if self.kept == self._spec.max_documents:
+                return
+            if reason := self._reason_to_leave(where, document):
+                self.left_out.append({"id": document.id, "reason": reason, "where": where})
+                continue
+            self.kept += 1
+            yield document
+
+    def facts(self) -> dict[str, object]:
+        """How many were left out for which reason, and the ids of the first that held-out text had."""
+        reasons = [entry["reason"] for entry in self.left_out]
+        held_out = [entry["id"] for entry in self.left_out if entry["reason"] == "held out"]
+        return {
+            "dropped": reasons.count("short"),
+            "duplicates": reasons.count("duplicate"),
+            "held_out": len(held_out),
+            "held_out_ids": held_out[:_NAMED_IN_FACTS],
+        }
+
+    def _reason_to_leave(self, where: str, document: Document) -> str | None:
         if len(document.text) < 2:
-            if spec.short_documents == "refuse":
+            if self._spec.short_documents == "refuse":
                 raise ValueError(
                     f"{where}: expected a document of two characters or more, found {len(document.text)}; "
                     "remove it or set corpus.short_documents to drop"
                 )
-            counts["dropped"] += 1
-            continue
-        parts = split_text(document.text, spec.max_bytes)
-        counts["documents"] += 1
-        counts["pieces"] += len(parts)
+            return "short"
+        if self._held_out is not None and self._held_out.contains(document.text):
+            return "held out"
+        return "duplicate" if self._seen is not None and self._seen.has(document.text) else None
+
+
+def _held_out_texts(
+    spec: CorpusSpec,
+    shards: Sequence[ShardRef],
+    store: Store,
+    pins: Mapping[str, Any],  # Any: as `pin_documents` left it
+) -> Iterator[str]:
+    text = ""
+    for shard in shards:
+        for piece in read_documents(store, shard):
+            text += piece.text
+            if piece.final:
+                yield text
+                text = ""
+    against = spec.decontamination.against if spec.decontamination else ()
+    for source in read_sources(against, (), store, pins.get("against", {})):
+        yield from (document.text for _, document in source)
+
+
+def _pieces(documents: Iterable[Document], max_bytes: int) -> Iterator[Document]:
+    for document in documents:
+        parts = split_text(document.text, max_bytes)
         for i, part in enumerate(parts):
             yield Document(document.id, part, document.domain, final=i == len(parts) - 1)
-
-
-def _shards(pieces: Iterable[Document], shard_bytes: int) -> Iterator[list[Document]]:
-    shard: list[Document] = []
-    size = 0
-    for piece in pieces:
-        length = len(piece.text.encode())
-        if shard and size + length > shard_bytes:
-            yield shard
-            shard, size = [], 0
-        shard.append(piece)
-        size += length
-    if shard:
-        yield shard
-
-
-def _read_installed(source: Installed, store: Store, texts: TextsRef) -> Iterator[tuple[str, Document]]:
-    import pyarrow.parquet as pq
-
-    name = f"{source.split}.parquet"
-    used: dict[str, int] = {}
-    for row in pq.read_table(store.fetch(texts, [name]) / name).to_pylist():
-        domain = row["domain"]
-        if source.domains and domain not in source.domains:
-            continue
-        length = len(row["text"].encode())
-        if source.max_bytes_per_domain is not None and used.get(domain, 0) + length > source.max_bytes_per_domain:
-            continue
-        used[domain] = used.get(domain, 0) + length
-        yield row["source"], Document(row["id"], row["text"], domain)
-
-
-def _read_hub(source: HubDataset, commit: str) -> Iterator[tuple[str, Document]]:
-    from datasets import load_dataset
-
-    rows = load_dataset(source.id, source.config, split=source.split, revision=commit, streaming=True)
-    yield from _rows(f"{source.id} ({source.split})", rows, source.text_field, source.domain)
-
-
-def _read_file(path: str, source: Files) -> Iterator[tuple[str, Document]]:
-    if source.format == "text":
-        with fsspec.open(path, "rb") as stream:
-            data = cast(bytes, stream.read())
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at offset {error.start}; "
-                "convert the file first"
-            ) from error
-        yield path, Document(text_id(text), text, source.domain)
-        return
-    yield from _rows(path, _parsed(path, source.format), source.text_field, source.domain)
-
-
-def _parsed(path: str, format: str) -> Iterator[dict[str, object]]:
-    from datasets import load_dataset
-
-    kind = "json" if format == "jsonl" else "parquet"
-    try:
-        yield from load_dataset(kind, data_files=[path], split="train", streaming=True)
-    except Exception as error:  # each reader has errors of its own
-        if is_transient(error):
-            raise
-        found = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: expected {format} with UTF-8 text, found none that can be read: {found}") from error
-
-
-def _rows(
-    where: str, rows: Iterable[dict[str, object]], text_field: str, domain: str
-) -> Iterator[tuple[str, Document]]:
-    for number, row in enumerate(rows):
-        text = row.get(text_field)
-        if not isinstance(text, str):
-            found = f"columns {', '.join(row)}" if text_field not in row else type(text).__name__
-            raise ValueError(
-                f"{where}, row {number}: expected text in column {text_field!r}, found {found}; set text_field"
-            )
-        yield f"{where}, row {number}", Document(text_id(text), text, domain)
-
-
-def _expand(paths: Iterable[str]) -> list[str]:
-    """Every file that the paths and globs name, sorted within each; raises `ValueError` when one names none."""
-    found = []
-    for path in paths:
-        try:
-            fs, plain = fsspec.core.url_to_fs(path)
-            matches = sorted(fs.glob(plain)) if fsspec.core.has_magic(plain) else [plain] if fs.isfile(plain) else []
-        except Exception as error:  # each kind of address has errors of its own
-            if is_transient(error):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"corpus.documents.paths: expected files at {path!r}, found {reason}") from error
-        if not matches:
-            raise ValueError(f"corpus.documents.paths: expected files at {path!r}, found none; check the path")
-        found += [fs.unstrip_protocol(match) for match in matches]
-    return found
-
-
-def _content_mark(path: str) -> str:
-    fs, plain = fsspec.core.url_to_fs(path)
-    info = fs.info(plain)
-    if etag := info.get("ETag"):
-        return f"etag:{etag}"
-    with fs.open(plain, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 OWNERS = {  # package -> the modules of tasks/ that may import it
     "transformers": {"models", "engines", "generation", "training", "scratch"},
     "tokenizers": {"models", "scratch"},
-    "datasets": {"corpus"},
+    "datasets": {"document_sources"},
     "lm_eval": {"harness"},
     "s3fs": {"store"},
     "huggingface_hub": {"hub", "hub_upload", "download", "card"},

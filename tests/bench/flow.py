@@ -109,7 +109,7 @@ def write_recipe(folder: Path, sources: int, shards: int) -> dict[str, object]:
     texts = [f"{number:06d} shards of a few bytes each, all of them different\n" for number in range(shards)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     documents = (Files(paths=(str(folder / "texts.jsonl"),), format="jsonl"),)
-    corpus = CorpusSpec(documents=documents, max_bytes=128, shard_bytes=len(texts[0]))
+    corpus = CorpusSpec(documents=documents, max_bytes=128, shard_bytes=len(texts[0]), sharding="by_size")
     runtime = Runtime(root=str(folder / "models"), device="cpu")
     read = shards_of(build_corpus.fn(corpus, [], runtime=runtime), runtime)
     assert len(read) == shards, f"expected {shards} shards, made {len(read)}"

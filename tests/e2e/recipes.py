@@ -28,7 +28,7 @@ def tiny_recipe(folder: Path, target: Path, source: Path) -> Recipe:
             "description": "A GPT-NeoX of two layers teaches a Llama of two layers.",
             "target": {"name": "student", "model": {"kind": "local", "path": str(target)}},
             "sources": [{"name": "teacher", "model": {"kind": "local", "path": str(source)}}],
-            "corpus": {"documents": texts("learn-*.txt"), "max_bytes": 64, "shard_bytes": size},
+            "corpus": {"documents": texts("learn-*.txt"), "max_bytes": 64, "shard_bytes": size, "sharding": "by_size"},
             "training": {"lm_weight": 0.5, "learning_rate": 0.01, "batch_sequences": 8},
             "evaluation": {"corpus": {"documents": texts("held-out.txt"), "max_bytes": 64}},
         }

@@ -74,6 +74,7 @@ def write_bench(folder: Path, target: Path, source: Path) -> Bench:
             "documents": [{"kind": "files", "paths": [f"{bench.texts}/learn-*.txt"]}],
             "max_bytes": 64,
             "shard_bytes": 200,
+            "sharding": "by_size",
         },
         "training": {"lm_weight": 0.5, "learning_rate": 0.01, "batch_sequences": 4},
         "evaluation": {"corpus": {"documents": [{"kind": "files", "paths": [f"{bench.texts}/held-*.txt"]}]}},

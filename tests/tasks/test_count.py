@@ -51,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: ModelFactory, tin
         (folder / f"{i}.txt").write_text(text + f" Number {i}.")
     runtime = Runtime(root=str(folder / "store"), device="cpu")
     source, target = (download.fn(LocalModel(path=str(make())), runtime=runtime) for make in (tiny_neox, tiny_llama))
-    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/*.txt",)),), max_bytes=80, shard_bytes=300)
+    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/*.txt",)),), max_bytes=80, shard_bytes=300, sharding="by_size")
     shards = shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)
     extraction = ExtractionSpec(mode=TopK(k=6))
     read, own = ([extract.fn(model, s, extraction, runtime=runtime) for s in shards] for model in (source, target))

@@ -52,7 +52,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: ModelFactory, tin
     runtime = Runtime(root=str(folder / "store"), device="cpu")
     folders = [tiny_llama(seed=11), tiny_neox(seed=12, initializer_range=0.4)]
     models = [download.fn(LocalModel(path=str(path)), runtime=runtime) for path in folders]
-    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/texts/*.txt",)),), max_bytes=60, shard_bytes=400)
+    spec = CorpusSpec(
+        documents=(Files(paths=(f"{folder}/texts/*.txt",)),), max_bytes=60, shard_bytes=400, sharding="by_size"
+    )
     return Made(runtime, models, shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime))
 
 

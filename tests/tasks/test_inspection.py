@@ -34,7 +34,7 @@ def sample(tmp_path: Path, runtime: Runtime) -> list[ShardRef]:
         path = tmp_path / f"{domain}.txt"
         path.write_text(" ".join(TEXTS[number : number + 3]), encoding="utf-8")
         documents.append(Files(paths=(str(path),), domain=domain))
-    spec = CorpusSpec(documents=tuple(documents), max_bytes=100, shard_bytes=300)
+    spec = CorpusSpec(documents=tuple(documents), max_bytes=100, shard_bytes=300, sharding="by_size")
     return shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)
 
 

@@ -64,7 +64,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: ModelFactory, tin
     runtime = Runtime(root=str(folder / "store"), device="cpu")
     target = download.fn(LocalModel(path=str(tiny_llama(seed=11))), runtime=runtime)
     source = download.fn(LocalModel(path=str(tiny_neox(seed=12, initializer_range=0.4))), runtime=runtime)
-    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/texts/*.txt",)),), max_bytes=80, shard_bytes=600)
+    spec = CorpusSpec(
+        documents=(Files(paths=(f"{folder}/texts/*.txt",)),), max_bytes=80, shard_bytes=600, sharding="by_size"
+    )
     shards = shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)
     own = [extract.fn(target, shard, EXTRACTION, runtime=runtime) for shard in shards]
     read = [extract.fn(source, shard, EXTRACTION, runtime=runtime) for shard in shards]
@@ -263,7 +265,7 @@ def test_a_bucket_gets_the_same_fingerprints_and_bytes_as_a_disk(made: Made, s3_
     folder = Path(made.runtime.root).parent / "texts"
     target = download.fn(LocalModel(path=str(made.store.fetch(made.target))), runtime=runtime)
     source = download.fn(LocalModel(path=str(made.store.fetch(made.source))), runtime=runtime)
-    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/*.txt",)),), max_bytes=80, shard_bytes=600)
+    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/*.txt",)),), max_bytes=80, shard_bytes=600, sharding="by_size")
     shard = shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)[0]
     own, read = (extract.fn(model, shard, EXTRACTION, runtime=runtime) for model in (target, source))
     maps = map_vocab.fn(source, target, BytePiece(), runtime=runtime)

@@ -83,7 +83,9 @@ def make_lesson(runtime: Runtime, folder: Path, tiny_llama: ModelFactory) -> Les
     target = download.fn(LocalModel(path=str(tiny_llama(seed=11))), runtime=runtime)
     noisy = download.fn(LocalModel(path=str(tiny_llama(seed=11, attention_dropout=0.2))), runtime=runtime)
     other = download.fn(LocalModel(path=str(tiny_llama(seed=12, initializer_range=0.4))), runtime=runtime)
-    spec = CorpusSpec(documents=(Files(paths=(f"{folder}/texts/*.txt",)),), max_bytes=80, shard_bytes=600)
+    spec = CorpusSpec(
+        documents=(Files(paths=(f"{folder}/texts/*.txt",)),), max_bytes=80, shard_bytes=600, sharding="by_size"
+    )
     shards = shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)
     extraction = ExtractionSpec(mode=TopK(k=6))
     read = [extract.fn(other, shard, extraction, runtime=runtime) for shard in shards]
