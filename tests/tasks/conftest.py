@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -91,7 +91,12 @@ class _Handler(Writes, BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        if parts[:2] in (["api", "models"], ["api", "datasets"]) and "revision" in parts:
+        if parts[0] == "datasets":
+            parts = parts[1:]
+        if parts[:2] == ["api", "datasets"] and "tree" in parts:
+            at = parts.index("tree")
+            self._list("/".join(parts[2:at]), parts[at + 1], "/".join(parts[at + 2 :]))
+        elif parts[:2] in (["api", "models"], ["api", "datasets"]) and "revision" in parts:
             at = parts.index("revision")
             self._describe("/".join(parts[2:at]), "/".join(parts[at + 1 :]))
         elif parts[0] == "cdn":
@@ -116,6 +121,25 @@ class _Handler(Writes, BaseHTTPRequestHandler):
         card = {"license": self.hub.repositories[repo].licence}
         answer = {"_id": "1", "id": repo, "sha": commit, "siblings": siblings, "cardData": card, "tags": []}
         self._reply(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _list(self, repo: str, revision: str, folder: str) -> None:
+        found = self._find(repo, revision)
+        if found is None:
+            return
+        below = [name for name in found[1] if PurePosixPath(name).is_relative_to(folder)]
+        is_deep = "recursive=true" in self.path.lower()
+        files = [name for name in below if is_deep or str(PurePosixPath(name).parent) == (folder or ".")]
+        entries: list[dict[str, object]] = [
+            {"type": "file", "path": name, "size": len(found[1][name]), "oid": hashlib.sha1(found[1][name]).hexdigest()}
+            for name in files
+        ]
+        depth = len(PurePosixPath(folder).parts) + 1
+        folders = {"/".join(PurePosixPath(name).parts[:depth]) for name in below if name not in files}
+        entries += [{"type": "directory", "path": name, "oid": _sha256(name.encode())} for name in sorted(folders)]
+        if entries:
+            self._reply(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+        else:
+            self._reply(404, b"{}", {"X-Error-Code": "EntryNotFound"})
 
     def _resolve(self, repo: str, revision: str, file: str) -> None:
         found = self._find(repo, revision)
