@@ -82,14 +82,16 @@ class Store(Objects):
         Raises `StoreError` when one is missing or differs.
         """
         home = Path(self.base) if self.is_local else self.cache / "files"
+        grown = False
         for name, fact in files.items():
             file = home / address / fact.path
             problem = self._problem(file, fact)
+            grown = grown or (problem is not None and not self.is_local)
             for _ in range(0 if self.is_local else READS):
                 problem = problem and self._download(f"{address}/{fact.path}", file, fact)
             if problem is not None:
                 raise StoreError(f"{address}/{name}: {problem}; delete the folder {address} to recompute it")
-        if not self.is_local:
+        if grown:
             self._evict()
         return home / address
 
@@ -145,6 +147,7 @@ class Store(Objects):
                 home = self.cache / "files" / address / owner
                 home.parent.mkdir(parents=True, exist_ok=True)
                 folder.replace(home)
+                self._evict()
         return won
 
     def withdraw(self, manifest: Manifest) -> None:
@@ -216,7 +219,10 @@ class Store(Objects):
             partial.unlink(missing_ok=True)
 
     def _evict(self) -> None:
-        """Unlinks what was used longest ago until the cache fits; open and mapped files keep their contents."""
+        """Unlinks what was used longest ago until the cache fits `cache_bytes`, or all that is left is in use.
+
+        Open and mapped files keep their contents; what was fetched in the last `IN_USE_SECONDS` stays, even above it.
+        """
         files = []
         for path in _files_below(self.cache / "files"):
             with contextlib.suppress(FileNotFoundError):

@@ -1,5 +1,6 @@
 """Artifacts: published whole and once, checked when read; the same bytes on a folder and in a bucket."""
 
+import mmap
 import os
 import time
 from pathlib import Path
@@ -142,8 +143,10 @@ def test_what_was_made_here_is_not_fetched_again(s3_root: str, tmp_path: Path) -
 
 
 def test_the_cache_drops_what_was_used_longest_ago_and_nothing_in_use(s3_root: str, tmp_path: Path) -> None:
+    maker = Store(s3_root, cache_dir=str(tmp_path / "maker"))
+    publish(maker)
     store = Store(s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=11_000)
-    publish(store)
+    (store.cache / "files").mkdir(parents=True)
     old, older, fresh = (store.cache / "files" / name for name in ("old", "older", "fresh"))
     for age, path in ((IN_USE_SECONDS + 60, old), (IN_USE_SECONDS + 120, older), (0, fresh)):
         path.write_bytes(b"x" * 5000)
@@ -153,6 +156,33 @@ def test_the_cache_drops_what_was_used_longest_ago_and_nothing_in_use(s3_root: s
     assert not old.exists()
     assert fresh.exists()
     assert (store.fetch(REF) / "weights/part-1.bin").exists()
+
+
+def test_what_is_made_here_makes_room_for_itself(s3_root: str, tmp_path: Path) -> None:
+    store = Store(s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=10)
+    old = store.cache / "files" / "old"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"x" * 5000)
+    os.utime(old, (time.time() - IN_USE_SECONDS - 60,) * 2)
+    publish(store)
+    assert not old.exists()
+    assert (store.fetch(REF) / "config.json").exists()
+
+
+def test_a_reader_keeps_what_it_has_mapped_when_the_cache_lets_go_of_it(s3_root: str, tmp_path: Path) -> None:
+    publish(Store(s3_root, cache_dir=str(tmp_path / "maker")))
+    store = Store(s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=1)
+    path = store.fetch(REF) / "weights/part-1.bin"
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for other in (store.cache / "files").rglob("*.*"):
+            os.utime(other, (time.time() - IN_USE_SECONDS - 60,) * 2)
+        store.fetch(REF, ["config.json"])  # in its place already: nothing new, so nothing has to go
+        assert path.exists()
+        (path.parent.parent / "config.json").unlink()
+        store.fetch(REF, ["config.json"])
+        assert not path.exists()
+        assert mapped[:] == FILES["weights/part-1.bin"]
+    assert (store.fetch(REF) / "weights/part-1.bin").read_bytes() == FILES["weights/part-1.bin"]
 
 
 def test_abandoned_attempts_leave_the_cache_after_a_week(s3_root: str, tmp_path: Path) -> None:
