@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli.launch import launch
 from flows.collect_garbage import collect_garbage
+from flows.corpora import build_recipe_shards
 from flows.extract import extract_source
 from flows.recipe import load_recipe
 from tasks.artifacts import Runtime
+from tasks.documents import read_documents, text_id
 from tasks.lineage import runs
 from tasks.models import LocalModel
 from tasks.store import open_store
@@ -52,3 +55,19 @@ def test_it_ends_as_failed_with_a_count_in_one_line(bench: Bench) -> None:
 def test_a_model_that_the_recipe_does_not_have_is_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="expected one of student, teacher, found 'nobody'"):
         launch(extract_source, load_recipe(str(bench.recipe)), "nobody", runtime=Runtime(root=str(bench.root)))
+
+
+def test_a_corpus_leaves_out_what_its_recipe_measures_on(bench: Bench) -> None:
+    held_out = (bench.texts / "held-0.txt").read_text(encoding="utf-8")
+    (bench.texts / "learn-9.txt").write_text(f"copied: {held_out}", encoding="utf-8")
+    runtime = Runtime(root=str(bench.root), device="cpu")
+
+    @flow
+    def read(changes: list[str]) -> list[str]:
+        recipe = load_recipe(str(bench.recipe), changes)
+        pieces = [p for s in build_recipe_shards(recipe, runtime) for p in read_documents(open_store(runtime), s)]
+        return sorted({piece.id for piece in pieces})
+
+    everything, kept = read([]), read(["corpus.decontamination={ngram: 3}"])
+    assert set(everything) - set(kept) == {text_id(f"copied: {held_out}")}
+    assert read(["corpus.decontamination={ngram: 3, max_overlap: 0.99}"]) == everything
