@@ -86,21 +86,27 @@ def _look_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
     return found if even == len(places) else np.append(found, table[places[even:]])
 
 
-def pack_nats(name: str, nats: Tensor) -> Columns:
+def pack_nats(name: str, nats: Tensor, doc_offsets: Tensor) -> Columns:
     """The column of costs in nats per token, NaN where there is none: multiples of 1/1024 in u16, NaN as the largest.
 
-    Costs are compared as sums, so what is rounded is their running sum: the cost of any stretch of text is off by
-    1/1024 nat at most, however long it is. Where one is 63 nats or more, all stay as they are, in fp32.
+    Costs are compared as sums, so what is rounded is each document's running sum: the cost of any stretch of text is
+    off by 1/1024 nat at most, however long it is. What was rounded once stays as it is, whatever documents are around
+    it. Where a cost is 63 nats or more, the same numbers take fp32.
     """
-    absent = nats.isnan()
+    known = nats.isfinite()
+    # whole numbers, whose sums don't depend on what comes before
+    fine = nats.double().where(known, torch.zeros(())).clamp(min=0).mul(2**_FINE_BITS).round().long()
+    reached = fine.cumsum(0)
+    before = torch.cat([reached.new_zeros(1), reached])[doc_offsets[:-1]].repeat_interleave(doc_offsets.diff())
+    ends = (reached - before + 2 ** (_FINE_BITS - _COST_BITS - 1)) >> (_FINE_BITS - _COST_BITS)
+    starts = (reached - fine - before + 2 ** (_FINE_BITS - _COST_BITS - 1)) >> (_FINE_BITS - _COST_BITS)
+    steps = ends - starts
     if bool((nats >= _LARGEST_COST).any()):
-        return {name: nats.float()}
-    reached = nats.double().masked_fill(absent, 0).clamp(min=0).cumsum(0).mul(_COST_STEPS).round()
-    steps = reached.diff(prepend=reached.new_zeros(1)).masked_fill(absent, 2**16 - 1)
-    return {f"{name}_steps": steps.to(torch.int32).to(torch.uint16)}
+        return {name: nats.float().where(~known, (steps / 2**_COST_BITS).float())}
+    return {f"{name}_steps": steps.masked_fill(~known, 2**16 - 1).to(torch.int32).to(torch.uint16)}
 
 
-_COST_STEPS, _LARGEST_COST = 1024, 63.0
+_FINE_BITS, _COST_BITS, _LARGEST_COST = 30, 10, 63.0
 
 
 def unpack_nats(columns: Mapping[str, Tensor], name: str) -> Tensor:
@@ -108,7 +114,7 @@ def unpack_nats(columns: Mapping[str, Tensor], name: str) -> Tensor:
     if name in columns:
         return columns[name].float()
     steps = columns[f"{name}_steps"].numpy()
-    nats = steps.astype(np.float32) / np.float32(_COST_STEPS)
+    nats = steps.astype(np.float32) / np.float32(2**_COST_BITS)
     nats[steps == 2**16 - 1] = np.nan
     return torch.from_numpy(nats)
 

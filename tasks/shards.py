@@ -74,7 +74,7 @@ def write_scored(folder: Path, scored: Scored) -> None:
     """Writes `scored.safetensors`."""
     columns, header = _pack_dist(scored.dist)
     exact = scored.dist.logprobs.dtype == torch.float64
-    nll = {"nll": scored.nll.float()} if exact else pack_nats("nll", scored.nll)
+    nll = {"nll": scored.nll.float()} if exact else pack_nats("nll", scored.nll, scored.tokens.doc_offsets)
     _save(folder / SCORED, columns | _pack_tokens(scored.tokens) | nll, **header)
 
 
