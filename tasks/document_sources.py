@@ -11,10 +11,9 @@ from tasks.artifacts import TextsRef
 from tasks.document_files import FileFormat, content_mark, expand_paths, read_rows, read_text
 from tasks.documents import Document, text_id
 from tasks.hub import check_repo_id, check_revision, resolve_commit
-from tasks.secrets import refuse_credentials
+from tasks.secrets import Address
 from tasks.store import Store
 
-Address = Annotated[str, AfterValidator(refuse_credentials)]
 Placed = tuple[str, Document]
 """Where a document was found, for messages, and the document."""
 
