@@ -12,6 +12,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.artifacts import Runtime
+from tasks.devices import count_workers
 from tasks.stopping import stoppable
 
 GRACE_SECONDS = 8.0
@@ -39,14 +40,15 @@ def executing(runtime: Runtime) -> Iterator[None]:
 
 def make_task_runner(runtime: Runtime) -> TaskRunner[Any]:  # Any: what tasks return
     """The task runner that the runtime names. Raises `ValueError` when its package is not installed."""
+    count = count_workers(runtime.max_workers, runtime.device)
     try:
         match runtime.task_runner:
             case "threads":
-                return ThreadPoolTaskRunner(max_workers=runtime.max_workers)
+                return ThreadPoolTaskRunner(max_workers=count)
             case "dask":
                 from prefect_dask import DaskTaskRunner
 
-                workers = {"n_workers": runtime.max_workers, "threads_per_worker": 1}
+                workers = {"n_workers": count, "threads_per_worker": 1}
                 dask: TaskRunner[Any] = DaskTaskRunner(cluster_kwargs=workers)
                 return dask
             case "ray":

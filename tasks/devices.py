@@ -9,7 +9,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks.stopping import check_stopped
@@ -40,11 +40,31 @@ def visible_devices(asked: str) -> list[str]:
     return names
 
 
+def count_workers(asked: int | None, device: str) -> int:
+    """How many steps are in work at once: as asked, or one for each device and one that needs none beside them."""
+    return asked or len(visible_devices(device)) + 1
+
+
+def showing_only(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child's environment needs to see these CUDA devices alone; the Trainer would take the first, or all.
+
+    environment: the parent's, whose own CUDA_VISIBLE_DEVICES says what `cuda:0` is. Empty for other devices.
+    """
+    indices = [int(name.removeprefix("cuda:")) for name in names if name.startswith("cuda:")]
+    if not indices:
+        return {}
+    shown = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(shown[i] if shown != [""] else str(i) for i in indices)}
+
+
 @contextlib.contextmanager
-def reserve_devices(names: Sequence[str], count: int = 1, folder: Path | None = None) -> Iterator[list[str]]:
+def reserve_devices(
+    names: Sequence[str], count: int = 1, folder: Path | None = None, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[list[str]]:
     """`count` of the named devices, in their order, for nobody else while the block runs; waits until they are free.
 
     A CPU or MPS isn't waited for. folder: where the locks lie; one for all of a user's runs by default.
+    on_wait: called once if it has to wait.
     Raises `ValueError` for more than there are, and `Stopped` when the run is told to end while it waits.
     """
     exclusive = [name for name in dict.fromkeys(names) if name.startswith("cuda")]
@@ -58,9 +78,13 @@ def reserve_devices(names: Sequence[str], count: int = 1, folder: Path | None = 
         )
     folder = folder or Path(tempfile.gettempdir(), f"llm-fuse-devices-{os.getuid()}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_first = True
     with contextlib.ExitStack() as held:
         while len(taken := _take(exclusive, count, folder, held)) < count:
             held.close()  # holding some while waiting for others could block two steps for good
+            if is_first:
+                on_wait()
+                is_first = False
             check_stopped()
             time.sleep(_LOOK_AGAIN_SECONDS)
         yield taken

@@ -7,6 +7,7 @@ from pathlib import Path
 from tasks.artifacts import ModelRef, Runtime, TaskScoresRef
 from tasks.benchmarks import LocalTask, NamedTask, pin_evaluation
 from tasks.child import run_child
+from tasks.devices import count_workers
 from tasks.engines import Dtype, pick_device
 from tasks.harness import HarnessJob
 from tasks.step import Output, step
@@ -37,7 +38,8 @@ def evaluate_tasks(
             output=out.dir,
         )
         environment = {"TOKENIZERS_PARALLELISM": "false", "DISABLE_MULTIPROC": "1"}
-        environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // runtime.max_workers))}
+        workers = count_workers(runtime.max_workers, runtime.device)
+        environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         if isinstance(task, LocalTask):
             environment |= {"HF_DATASETS_CACHE": str(Path(scratch, "datasets"))}
             if not read_task_folder(str(own)).needs_hub:

@@ -35,7 +35,11 @@ class ExtractionSpec(Spec):
     )
 
 
-@step(version=2, on_device=True)
+def _devices_needed(runtime: Runtime) -> int | None:
+    return None if runtime.spread else 1
+
+
+@step(version=2, on_device=_devices_needed)
 def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: Runtime, out: Output) -> ScoredRef:
     """The model's distributions over the shard: `scored.safetensors`.
 

@@ -4,7 +4,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,13 +63,11 @@ class Job:
 
 
 @contextlib.contextmanager
-def find_or_claim(
-    job: Job, slot: Callable[[], AbstractContextManager[None]] = nullcontext
-) -> Iterator[Manifest | None]:
-    """The artifact's manifest; or None, and the right to make it while the block runs. Waits while another owner lives.
+def find_or_claim(job: Job, place: Callable[[], AbstractContextManager[Runtime]]) -> Iterator[Manifest | Runtime]:
+    """The artifact's manifest; or where to make it, and the right to while the block runs. Waits while others do.
 
-    slot: what is taken besides the claim, and before it: who waits for a slot claims nothing that others could make,
-    and who waits for others keeps no slot from them.
+    place: what is taken besides the claim, and before it: who waits for a device claims nothing that others could
+    make, and who waits for others keeps no device from them.
     """
     inputs = sorted({ref.address for ref in refs_in(job.arguments)})
     claims = Claims(job.store, job.ref.address, job.owner, job.runtime.lease_seconds, inputs)
@@ -78,7 +76,7 @@ def find_or_claim(
         while (manifest := job.store.manifest(job.ref)) is None:
             check_stopped()
             if claims.are_free():
-                held.enter_context(slot())
+                runtime = held.enter_context(place())
                 if (claim := claims.acquire()) is not None:
                     held.enter_context(claim)
                     manifest = job.store.manifest(job.ref)  # committed between our look and our claim?
@@ -88,4 +86,4 @@ def find_or_claim(
                 job.tell("waiting", message="somebody else computes it")
                 told = True
             time.sleep(min(1.0, job.runtime.lease_seconds / 10))
-        yield manifest
+        yield runtime if manifest is None else manifest

@@ -23,7 +23,10 @@ class Runtime(BaseModel):
     )
     cache_bytes: int = Field(50 * 10**9, gt=0, title="Local cache size", description="Bytes; oldest files go first.")
     device: str = Field(
-        "auto", title="Device", description="cpu, cuda, cuda:0, mps; auto takes the first that is there."
+        "auto",
+        title="Devices",
+        description="cpu, mps, cuda:0, or several: cuda:0,cuda:2. cuda is every GPU; auto too, or what else there is. "
+        "A GPU is used by one step at a time.",
     )
     batch_tokens: int | None = Field(
         None,
@@ -38,7 +41,12 @@ class Runtime(BaseModel):
     spread: bool = Field(
         False, title="Spread over devices", description="While extracting: for models larger than one device."
     )
-    max_workers: int = Field(2, gt=0, title="Parallel tasks", description="Steps in work at once in this process.")
+    max_workers: int | None = Field(
+        None,
+        gt=0,
+        title="Parallel tasks",
+        description="Steps in work at once in this process. Empty: one for each device and one more.",
+    )
     task_runner: Literal["threads", "ray", "dask"] = Field(
         "threads", title="Task runner", description="threads: this process; ray, dask: a cluster (an extra package)."
     )

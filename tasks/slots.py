@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 
+from tasks.artifacts import Runtime
+from tasks.devices import reserve_devices, visible_devices
 from tasks.stopping import check_stopped
 from tasks.transient import is_transient
 
@@ -17,8 +19,24 @@ _LOCKED = 423
 
 
 @contextlib.contextmanager
-def device_slot(limit: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a slot of the limit within the block; waits for one as long as it takes, also for a server that is away.
+def device_place(runtime: Runtime, count: int | None, on_wait: Callable[[str], None]) -> Iterator[Runtime]:
+    """The runtime with the devices that are this step's alone within the block: `cuda:1`, `cuda:0,cuda:2` or `cpu`.
+
+    count: how many it needs; None for all. on_wait: called with the reason, once, if it has to wait.
+    Raises as `device_slot`, and `ValueError` for devices that aren't here.
+    """
+    names = visible_devices(runtime.device)
+    wanted, limit = len(names) if count is None else count, runtime.device_slots
+    with contextlib.ExitStack() as held:
+        if limit is not None:
+            held.enter_context(device_slot(limit, lambda: on_wait(f"no slot of {limit} is free"), wanted))
+        reserved = reserve_devices(names, wanted, on_wait=lambda: on_wait("the devices are in use"))
+        yield runtime.model_copy(update={"device": ",".join(held.enter_context(reserved))})
+
+
+@contextlib.contextmanager
+def device_slot(limit: str, on_wait: Callable[[], None] = lambda: None, occupy: int = 1) -> Iterator[None]:
+    """Holds slots of the limit within the block; waits for them as long as it takes, also for a server that is away.
 
     on_wait: called once if it has to wait. Prefect's own waiting looks at no request to stop, and a time limit on it
     loses slots that the server grants too late; so each attempt here is a single one.
@@ -26,7 +44,7 @@ def device_slot(limit: str, on_wait: Callable[[], None] = lambda: None) -> Itera
     """
     with contextlib.ExitStack() as held:
         is_first = True
-        while not _take(held, limit):
+        while not _take(held, limit, occupy):
             if is_first:
                 on_wait()
                 is_first = False
@@ -34,13 +52,13 @@ def device_slot(limit: str, on_wait: Callable[[], None] = lambda: None) -> Itera
         yield
 
 
-def _take(held: contextlib.ExitStack, limit: str) -> bool:
-    """Whether a slot was free, which is then held."""
+def _take(held: contextlib.ExitStack, limit: str, occupy: int) -> bool:
+    """Whether so many slots were free, which are then held."""
     check_stopped()
     try:
         held.enter_context(
             concurrency(
-                limit, occupy=1, max_retries=0, strict=True, lease_duration=LEASE_SECONDS,
+                limit, occupy=occupy, max_retries=0, strict=True, lease_duration=LEASE_SECONDS,
                 raise_on_lease_renewal_failure=False,  # hours of training outweigh a server that is away for a minute
             )
         )  # fmt: skip

@@ -24,7 +24,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -53,7 +53,7 @@ from tasks.planning import (
 )
 from tasks.progress import Event, tell
 from tasks.secrets import redact_error
-from tasks.slots import device_slot
+from tasks.slots import device_place
 from tasks.store import open_store
 from tasks.transient import find_full_disk, is_transient
 from tasks.trust import trusting_code
@@ -61,6 +61,7 @@ from tasks.trust import trusting_code
 __all__ = ["Future", "Output", "Planned", "ShardsFailed", "Step", "is_planning", "planning", "settle", "step"]
 
 R = TypeVar("R", bound=Ref)
+OnDevice = bool | Callable[[Runtime], int | None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Step(Generic[R]):
         body: Callable[..., R],
         version: int,
         retries: int,
-        on_device: bool,
+        on_device: OnDevice,
         pin: Callable[..., dict[str, object]] | None,
     ) -> None:
         functools.update_wrapper(self, body)  # type: ignore[arg-type]
@@ -220,17 +221,18 @@ class Step(Generic[R]):
             raise
 
     def _find_or_compute(self, job: Job) -> tuple[R, bool]:
-        limit = job.runtime.device_slots
-        if self.on_device and limit is not None:
-            waits = functools.partial(job.tell, "waiting", message=f"no slot of {limit} is free")
-            found = find_or_claim(job, functools.partial(device_slot, limit, waits))
-        else:
-            found = find_or_claim(job)
-        with found as manifest:
-            if manifest is None:
-                return self._compute(job), False
+        with find_or_claim(job, functools.partial(self._place, job)) as found:
+            if isinstance(found, Runtime):
+                return self._compute(replace(job, runtime=found)), False
         job.tell("cached")
-        return manifest.ref, True  # type: ignore[return-value]
+        return found.ref, True  # type: ignore[return-value]
+
+    def _place(self, job: Job) -> contextlib.AbstractContextManager[Runtime]:
+        """Where the body may compute: the job's runtime with the devices that it has for itself."""
+        if not self.on_device:
+            return contextlib.nullcontext(job.runtime)
+        count = self.on_device(job.runtime) if callable(self.on_device) else 1
+        return device_place(job.runtime, count, lambda reason: job.tell("waiting", message=reason))
 
     def _compute(self, job: Job) -> R:
         job.tell("started")
@@ -283,13 +285,14 @@ class Step(Generic[R]):
 
 
 def step(
-    *, version: int, retries: int = 3, on_device: bool = False, pin: Callable[..., dict[str, object]] | None = None
+    *, version: int, retries: int = 3, on_device: OnDevice = False, pin: Callable[..., dict[str, object]] | None = None
 ) -> Callable[[Callable[..., R]], Step[R]]:
     """Decorates a step's body `(specs and refs, *, runtime, out) -> Ref`.
 
     version: bumped by hand when the meaning of the result changes; the hash of code never enters.
     retries: how often the world (network, disk, memory of the device) may fail it; bugs and bad input never retry.
-    on_device: whether the body takes one of the runtime's device slots.
+    on_device: whether the body takes one of the runtime's devices for itself; or how many it takes, None for all.
+        The runtime that it is called with names them.
     pin: called with the semantic arguments and the runtime; plain data that joins the fingerprint.
     """
     return lambda body: Step(body, version, retries, on_device, pin)

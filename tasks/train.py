@@ -10,7 +10,7 @@ import os
 import shutil
 
 from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
-from tasks.engines import pick_device
+from tasks.devices import visible_devices
 from tasks.step import Output, step
 from tasks.store import open_store
 from tasks.training.checkpoints import Checkpoints, layout_of
@@ -21,7 +21,12 @@ from tasks.training.spec import TrainingJob, TrainingSpec
 _ERRORS = {"input": ValueError, "store": StoreError, "transient": OSError, "failed": TrainingFailed}
 
 
-@step(version=2, on_device=True)
+def _devices_needed(runtime: Runtime) -> int | None:
+    """One for each process; all where a launcher's own configuration decides."""
+    return runtime.training.processes if runtime.training.accelerate_config is None else None
+
+
+@step(version=2, on_device=_devices_needed)
 def train(
     model: ModelRef,
     shards: list[ShardRef],
@@ -41,21 +46,21 @@ def train(
             f"training.lm_weight: expected 1 without a teacher, found {spec.lm_weight}; add sources or set it to 1"
         )
     check_execution(runtime.training, spec.adapter is not None)
-    device = pick_device(runtime.device)
+    devices = visible_devices(runtime.device)
     checkpoints = Checkpoints(open_store(runtime), out.address, layout_of(runtime.training))
     job = TrainingJob(
         model=model,
         shards=shards,
         teachers=teachers,
         spec=spec,
-        runtime=runtime.model_copy(update={"device": device.type}),  # the only device of its kind that a child sees
+        runtime=runtime.model_copy(update={"device": devices[0].split(":")[0]}),  # a child sees no others of that kind
         output=out.dir,
         address=out.address,
         resume=checkpoints.newest(),
         owner=os.getpid(),
     )
     try:
-        with contextlib.closing(run_child(job, device)) as records:
+        with contextlib.closing(run_child(job, devices)) as records:
             for record in records:
                 if "facts" in record:
                     out.facts |= record["facts"]

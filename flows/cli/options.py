@@ -18,7 +18,7 @@ RootOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a field: training.lm_weight=0.8.")
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:0, mps or auto.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, mps, cuda, cuda:0, cuda:0,cuda:2 or auto.")]
 WorkersOption = Annotated[int | None, typer.Option("--max-workers", min=1, help="Steps in work at once.")]
 RuntimeOption = Annotated[
     list[str] | None,

@@ -4,17 +4,14 @@ from typing import Literal
 
 import torch
 
+from tasks.devices import visible_devices
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is the first of CUDA, MPS and CPU. Raises `ValueError` for one not here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected one of this machine's devices, found {name!r}; try cpu or auto") from error
+def pick_device(names: str) -> torch.device:
+    """The first of the devices that a runtime names. Raises `ValueError` for one not here."""
+    return torch.device(visible_devices(names)[0])
 
 
 def tokens_per_batch(asked: int | None, device: torch.device) -> int:

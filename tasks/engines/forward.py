@@ -133,7 +133,7 @@ class ModelScorer:
         for start in range(0, len(states), size):
             chunk = slice(start, start + size)
             logits = states[chunk] if self.head is None else self.head(states[chunk], out=self._room(states[chunk]))
-            finite = finite_rows(logits, self._vocab_size)
+            finite = finite_rows(self._mode.round_logits(logits), self._vocab_size)
             if not bool(finite.all()):
                 logits[~finite] = 0.0  # their documents are quarantined
             target, keys = labels[chunk].to(logits.device), row_keys[chunk].to(logits.device)

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from tasks.artifacts import Runtime
+from tasks.devices import count_workers, showing_only
 from tasks.stopping import check_stopped, when_stopped
 from tasks.store import Store
 from tasks.training.failures import MEMORY_WAYS, TrainingFailed
@@ -48,7 +48,7 @@ def check_execution(how: TrainingRuntime, has_adapter: bool) -> None:
         )
 
 
-def run_child(job: TrainingJob, device: torch.device) -> Generator[dict[str, Any], None, None]:  # Any: parsed JSON
+def run_child(job: TrainingJob, devices: Sequence[str]) -> Generator[dict[str, Any], None, None]:  # Any: parsed JSON
     """The child's records, the last one with facts or an error.
 
     Raises `TrainingFailed` when it was killed for memory or by the time limit, and `RuntimeError` with its last
@@ -62,7 +62,7 @@ def run_child(job: TrainingJob, device: torch.device) -> Generator[dict[str, Any
                 _command(job.runtime.training, description),
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=_environment(job, device),
+                env=_environment(job, devices),
             )
         last: dict[str, Any] = {}
         with child, _time_limit(child, job.runtime.training.timeout_seconds) as ran_out:
@@ -114,20 +114,17 @@ def _command(how: TrainingRuntime, description: Path) -> list[str]:
     return [sys.executable, *module]
 
 
-def _environment(job: TrainingJob, device: torch.device) -> dict[str, str]:
+def _environment(job: TrainingJob, devices: Sequence[str]) -> dict[str, str]:
     runtime, how = job.runtime, job.runtime.training
-    threads = max(1, (os.cpu_count() or 1) // (runtime.max_workers * how.processes))
+    workers = count_workers(runtime.max_workers, runtime.device)
+    threads = max(1, (os.cpu_count() or 1) // (workers * how.processes))
     settings = {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONSAFEPATH": "1",  # not the working directory's modules; launchers hand it on
         "TENSORBOARD_LOGGING_DIR": str(_log_folder(runtime, job.address)),
     }
-    is_alone = how.processes == 1 and how.accelerate_config is None
-    if device.type == "cuda" and is_alone:  # the Trainer would take the first device, or all at once
-        visible, index = os.environ.get("CUDA_VISIBLE_DEVICES"), device.index or 0
-        settings["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
-    return {**os.environ, **settings}
+    return {**os.environ, **settings, **showing_only(devices, os.environ)}
 
 
 def _log_folder(runtime: Runtime, address: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.devices import reserve_devices, visible_devices
+from tasks.devices import count_workers, reserve_devices, showing_only, visible_devices
 from tasks.stopping import Stopped, stoppable
 
 NAMES = ["cuda:0", "cuda:1"]
@@ -117,3 +117,14 @@ def test_named_devices_are_those_and_an_absent_one_is_refused() -> None:
         visible_devices("cuda:99")
     with pytest.raises(ValueError, match=r"found 'gpu'"):
         visible_devices("cpu, gpu")
+
+
+def test_a_child_sees_the_devices_of_its_step_alone() -> None:
+    assert showing_only(["cuda:0", "cuda:2"], {}) == {"CUDA_VISIBLE_DEVICES": "0,2"}
+    assert showing_only(["cuda:1"], {"CUDA_VISIBLE_DEVICES": "4,GPU-7f"}) == {"CUDA_VISIBLE_DEVICES": "GPU-7f"}
+    assert showing_only(["cpu"], {"CUDA_VISIBLE_DEVICES": "4"}) == {}
+
+
+def test_there_is_a_worker_for_each_device_and_one_more_unless_asked() -> None:
+    assert count_workers(None, "cpu") == 2
+    assert count_workers(5, "cpu") == 5

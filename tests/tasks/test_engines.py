@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fusion_core.distributions import TopK
+from fusion_core.distributions import ReferenceTopK, TopK
 from fusion_core.types import Scored, Tokens
 from tasks.artifacts import Runtime
 from tasks.engines import ModelScorer, Problem, TransformersEngine, check_window, pick_device, score_tokens, split_head
@@ -145,6 +145,17 @@ def test_a_document_with_nan_logits_is_quarantined_and_the_others_are_not(tiny_l
     assert not scored.dist.present[bounds[3] :].any()
     assert scored.dist.present[: bounds[3]].all()
     assert torch.isnan(scored.nll[bounds[3] :]).all()
+
+
+def test_logits_beyond_the_modes_precision_quarantine_the_document(tiny_llama: ModelFactory) -> None:
+    folder = tiny_llama(seed=4)
+    tokens, vocab_size = _read(folder)
+    model = load_model(folder, "float32")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[7] = 1e7  # past the largest fp16 wherever the states' sum isn't tiny
+    _, quarantined = _score(model, tokens, ReferenceTopK(k=4), vocab_size, 10_000)
+    assert set(quarantined.values()) == {NOT_FINITE}
+    assert _score(model, tokens, TopK(k=4), vocab_size, 10_000)[1] == {}
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_neox"])
