@@ -3,11 +3,11 @@
 from prefect import flow
 
 from tasks.artifacts import Runtime
-from tasks.garbage import MIN_AGE_SECONDS, Garbage, find_expired, find_garbage, sweep
-from tasks.lineage import RUNS, Library, runs
-from tasks.retention import Retention
+from tasks.library.garbage import MIN_AGE_SECONDS, Garbage, find_expired, find_garbage, sweep
+from tasks.library.lineage import RUNS, Library, runs
+from tasks.library.retention import Retention
 from tasks.secrets import hiding_secrets
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @flow(name="collect-garbage", flow_run_name="collect garbage in {runtime.root}")

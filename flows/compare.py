@@ -39,7 +39,7 @@ from tasks.report.arms import Arm as MeasuredArm
 from tasks.report.study import tabulate
 from tasks.secrets import hiding_secrets
 from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
-from tasks.store import open_store
+from tasks.storage.store import open_store
 from tasks.train import train
 
 _CONTROLS: dict[str, Control] = {"shuffled": Shuffled(), "unigram": Unigram(), "uniform": Uniform()}

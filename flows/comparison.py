@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from fusion_core.spec import Spec
-from tasks.benchmarks import TaskChoice, expand_suites
 from tasks.corpus import CorpusSpec
 from tasks.evaluate import EvaluationSpec
-from tasks.gate_rules import GateSpec
+from tasks.evaluation.benchmarks import TaskChoice, expand_suites
+from tasks.evaluation.gate_rules import GateSpec
 from tasks.probe import ProbeSpec
 from tasks.training.spec import TrainingSpec
 

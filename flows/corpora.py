@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from flows.recipe import Recipe
 from tasks.artifacts import Runtime, ShardRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Installed, build_corpus
-from tasks.documents import shards_of
 from tasks.texts import InstalledTexts, collect_texts
 
 

@@ -11,15 +11,15 @@ from flows.measures import ask_tasks
 from flows.stages import trusting
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime
-from tasks.benchmarks import TaskChoice
 from tasks.corpus import CorpusSpec
 from tasks.download import download
 from tasks.evaluate import EvaluationSpec, evaluate
-from tasks.models import HubModel, LocalModel
+from tasks.evaluation.benchmarks import TaskChoice
+from tasks.models.folders import HubModel, LocalModel
 from tasks.report import ReportRow
 from tasks.secrets import hiding_secrets
 from tasks.step import is_planning
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 class Candidate(Spec):

@@ -12,8 +12,8 @@ from prefect.exceptions import TerminationSignal
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.artifacts import Runtime
-from tasks.devices import count_workers
-from tasks.stopping import stoppable
+from tasks.running.devices import count_workers
+from tasks.running.stopping import stoppable
 
 GRACE_SECONDS = 8.0
 """What steps have to stop by themselves after a SIGTERM, before the process ends without them."""

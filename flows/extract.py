@@ -16,7 +16,7 @@ from flows.stages import extract_shards, keeper, obtain_model, trusting
 from tasks.artifacts import Runtime, ScoredRef
 from tasks.secrets import hiding_secrets
 from tasks.step import Planned, ShardsFailed, is_planning, planning, settle
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @flow(name="extract-source", flow_run_name="extract {source} of {recipe.name}")

@@ -10,8 +10,8 @@ from fusion_core.distributions import ExtractionMode, ReferenceTopK, Sampled, To
 from tasks.artifacts import Runtime
 from tasks.corpus import CorpusSpec, Files, Installed
 from tasks.download import pin_model, select_files
-from tasks.hub import list_files
-from tasks.models import HubModel, LocalModel
+from tasks.models.folders import HubModel, LocalModel
+from tasks.models.hub import list_files
 
 BYTES_PER_TOKEN = 3.0
 """Of text; real tokenizers reach 3 to 5 on English, so that the forecast errs to the high side."""

@@ -29,7 +29,7 @@ from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
 from tasks.report import Role, report
 from tasks.secrets import hiding_secrets
 from tasks.step import Future, Planned, ShardsFailed, is_planning, planning, settle
-from tasks.store import open_store
+from tasks.storage.store import open_store
 from tasks.train import train
 
 

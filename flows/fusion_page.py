@@ -7,9 +7,9 @@ from flows.recipe import Recipe
 from flows.run_page import Note
 from flows.run_tables import comparison_markdown, lineage_markdown, quality_table
 from tasks.artifacts import Manifest, ReportRef
-from tasks.planning import Planned
 from tasks.report import PAGE, read_comparison
-from tasks.store import Store
+from tasks.running.planning import Planned
+from tasks.storage.store import Store
 
 
 def summarize_fusion(

@@ -21,16 +21,16 @@ from tasks.artifacts import InspectionRef, Runtime, ShardRef, TokenizerRef
 from tasks.corpus import CorpusSpec, DocumentSource, HubDataset, Installed
 from tasks.download import download_description
 from tasks.engines import pick_device, tokens_per_batch
-from tasks.findings import PairFindings, read_findings
-from tasks.hub import read_dataset_licence
 from tasks.inspection import inspect_pair, inspect_scores
-from tasks.models import HubModel, LocalModel
-from tasks.needs import Plan, describe_needs, find_devices, reason_not_to_run
+from tasks.models.folders import HubModel, LocalModel
+from tasks.models.hub import read_dataset_licence
+from tasks.preflight.findings import PairFindings, read_findings
+from tasks.preflight.needs import Plan, describe_needs, find_devices, reason_not_to_run
 from tasks.report.inspection import report_inspection
 from tasks.scratch import train_tokenizer
 from tasks.secrets import hiding_secrets
 from tasks.step import Future, planning
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 _INSTALLED_DOMAINS = 3
 

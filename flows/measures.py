@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from flows.comparison import Comparison
 from flows.corpora import build_shards
 from tasks.artifacts import ModelRef, Runtime, ShardRef
-from tasks.benchmarks import CodeProblems, TaskChoice, expand_suites
 from tasks.engines import Dtype
 from tasks.evaluate import evaluate
 from tasks.evaluate_code import evaluate_code
 from tasks.evaluate_tasks import evaluate_tasks
+from tasks.evaluation.benchmarks import CodeProblems, TaskChoice, expand_suites
 from tasks.gate import gate
 from tasks.probe import probe
 from tasks.report import ReportRow, Role

@@ -15,14 +15,14 @@ from flows.recipe import load_recipe
 from flows.recipe_files import RECIPES
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime
-from tasks.destinations import Destination
-from tasks.lineage import Library, RunRecord, record_run
-from tasks.progress import Event, tell
-from tasks.provenance import Provenance, read_provenance
-from tasks.publication import SHARD_BYTES, assemble, check_publishable
+from tasks.library.lineage import Library, RunRecord, record_run
+from tasks.publishing.destinations import Destination
+from tasks.publishing.provenance import Provenance, read_provenance
+from tasks.publishing.publication import SHARD_BYTES, assemble, check_publishable
+from tasks.running.progress import Event, tell
 from tasks.secrets import hiding_secrets
 from tasks.step import planning
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 class Published(Spec):

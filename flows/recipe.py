@@ -19,7 +19,7 @@ from fusion_core.spec import Name, Spec
 from fusion_core.vocab_mapping import BytePiece, VocabMapping
 from tasks.corpus import CorpusSpec
 from tasks.extract import ExtractionSpec
-from tasks.models import HubModel, LocalModel
+from tasks.models.folders import HubModel, LocalModel
 from tasks.scratch import ArchitectureSpec, TokenizerSpec
 from tasks.secrets import Address
 from tasks.training.spec import TrainingSpec

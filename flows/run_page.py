@@ -24,10 +24,10 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.run_tables import Grid
 from tasks.artifacts import Manifest
-from tasks.planning import Planned, in_parallel
-from tasks.progress import Event, listening
+from tasks.running.planning import Planned, in_parallel
+from tasks.running.progress import Event, listening
 from tasks.secrets import redact
-from tasks.store import Store
+from tasks.storage.store import Store
 
 EVERY_SECONDS = 5.0
 LONG_SECONDS = 10.0

@@ -8,12 +8,12 @@ from pathlib import Path
 from textwrap import shorten
 
 from tasks.artifacts import Manifest
-from tasks.planning import Planned
-from tasks.progress import Event
 from tasks.report import Comparison, lineage_graph
 from tasks.report.comparison import percent
 from tasks.report.evidence import Manifests, read_coverage, read_wins
 from tasks.report.markup import element, markdown_text
+from tasks.running.planning import Planned
+from tasks.running.progress import Event
 
 _COUNTER = re.compile(r" (\d+)/\d+$")
 _STYLE = Path(lineage_graph.__file__).with_name("style.css")

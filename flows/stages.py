@@ -16,11 +16,11 @@ from tasks.count import count_pairs
 from tasks.download import download
 from tasks.extract import extract
 from tasks.fuse import fuse
-from tasks.lineage import RunRecord, record_run
-from tasks.models import HubModel
+from tasks.library.lineage import RunRecord, record_run
+from tasks.models.folders import HubModel
 from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, settle
-from tasks.store import open_store
+from tasks.storage.store import open_store
 from tasks.train import train
 from tasks.vocab import map_vocab
 

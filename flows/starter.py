@@ -10,8 +10,8 @@ import yaml
 
 from fusion_core.spec import Spec
 from tasks.corpus import Files, HubDataset
-from tasks.hub import check_repo_id, check_revision
-from tasks.models import HubModel, LocalModel
+from tasks.models.folders import HubModel, LocalModel
+from tasks.models.hub import check_repo_id, check_revision
 
 _RECIPE = """\
 # What is fused into what, on which text, and how. `llm-fuse plan FILE` says what a run needs, `llm-fuse run FILE`

@@ -6,11 +6,11 @@ from flows.fusion_page import place_of
 from flows.run_page import Note
 from flows.run_tables import Grid, lineage_markdown
 from tasks.artifacts import Manifest, ReportRef
-from tasks.planning import Planned
 from tasks.report.arms import read_table
 from tasks.report.arms_text import table_markdown
 from tasks.report.study import PAGE
-from tasks.store import Store
+from tasks.running.planning import Planned
+from tasks.storage.store import Store
 
 
 def arms_grid(target: str) -> Grid:

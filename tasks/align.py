@@ -2,9 +2,9 @@
 
 from fusion_core.alignment import AlignmentStrategy, summarize
 from tasks.artifacts import AlignedRef, Runtime, ScoredRef, VocabMapRef
-from tasks.shards import read_pair, read_scored, write_aligned
+from tasks.formats.shards import read_pair, read_scored, write_aligned
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=3)

@@ -2,9 +2,9 @@
 
 from fusion_core.controls import Control
 from tasks.artifacts import FusedRef, Runtime, ScoredRef
-from tasks.shards import read_fused, read_scored, write_fused
+from tasks.formats.shards import read_fused, read_scored, write_fused
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=1)

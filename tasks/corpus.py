@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from fusion_core.spec import Spec
 from tasks.artifacts import CorpusRef, Runtime, ShardRef, TextsRef
-from tasks.document_sources import (
+from tasks.corpora.document_sources import (
     DocumentSource,
     Files,
     HubDataset,
@@ -24,12 +24,12 @@ from tasks.document_sources import (
     pin_sources,
     read_sources,
 )
-from tasks.documents import SHARDS, Document, digest_of, read_documents, split_text, write_documents
-from tasks.hub import remember_commit
-from tasks.overlap import Decontamination, ExactDuplicates, HeldOutText, NearDuplicates, SeenTexts
-from tasks.sharding import cut_by_content, cut_by_size
+from tasks.corpora.documents import SHARDS, Document, digest_of, read_documents, split_text, write_documents
+from tasks.corpora.overlap import Decontamination, ExactDuplicates, HeldOutText, NearDuplicates, SeenTexts
+from tasks.corpora.sharding import cut_by_content, cut_by_size
+from tasks.models.hub import remember_commit
 from tasks.step import Output, step
-from tasks.store import Store, open_store
+from tasks.storage.store import Store, open_store
 
 __all__ = ["CorpusSpec", "DocumentSource", "Files", "HubDataset", "Installed", "Mixture", "build_corpus"]
 

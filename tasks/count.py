@@ -2,9 +2,9 @@
 
 from fusion_core.alignment import tally_pairs
 from tasks.artifacts import CountsRef, Runtime, ScoredRef
-from tasks.shards import read_scored, write_counts
+from tasks.formats.shards import read_scored, write_counts
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=1)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.artifacts import ModelRef, Runtime, TokenizerRef, canonical_json
-from tasks.hub import download_files, list_files, remember_commit, resolve_commit
-from tasks.models import CONFIG, HubModel, LocalModel, check_readable
+from tasks.models.folders import CONFIG, HubModel, LocalModel, check_readable
+from tasks.models.hub import download_files, list_files, remember_commit, resolve_commit
+from tasks.models.weight_files import WEIGHTS, WEIGHTS_INDEX, check_weights
 from tasks.step import Output, step
-from tasks.store import Store, open_store
-from tasks.weight_files import WEIGHTS, WEIGHTS_INDEX, check_weights
+from tasks.storage.store import Store, open_store
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 _WEIGHT_PART = "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors"

@@ -8,12 +8,12 @@ from pydantic import Field
 from fusion_core.ensembles import Weighting, ensemble_nats
 from fusion_core.spec import Spec
 from tasks.artifacts import EvaluationRef, ModelRef, Runtime, ShardRef
-from tasks.costs import COSTS
-from tasks.documents import read_documents
+from tasks.corpora.documents import read_documents
 from tasks.engines import Dtype
-from tasks.reading import Reader, tally_costs
+from tasks.evaluation.costs import COSTS
+from tasks.evaluation.reading import Reader, tally_costs
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 class EnsembleSpec(Spec):

@@ -11,12 +11,19 @@ from fusion_core.metrics import Calibration, measure_calibration
 from fusion_core.spec import Spec
 from fusion_core.types import NO_BOUNDARY, Scored
 from tasks.artifacts import EvaluationRef, ModelRef, Runtime, ShardRef
-from tasks.costs import COSTS
-from tasks.documents import read_documents
+from tasks.corpora.documents import read_documents
 from tasks.engines import Dtype, ModelScorer, check_window, pick_device, score_tokens, tokens_per_batch
-from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
+from tasks.evaluation.costs import COSTS
+from tasks.models.folders import (
+    context_window,
+    encode_documents,
+    load_config,
+    load_model,
+    load_tokenizer,
+    vocabulary_of,
+)
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 class EvaluationSpec(Spec):

@@ -1,7 +1,7 @@
 """Evaluate on code problems: the share of them whose tests a model's programs pass, each run in the sandbox.
 
 Nothing runs unless the problems say `run_untrusted_code`: what a model writes has been read by nobody. What the
-sandbox holds, and what it doesn't, is in `tasks.sandbox`.
+sandbox holds, and what it doesn't, is in `tasks.evaluation.sandbox`.
 """
 
 import json
@@ -14,15 +14,22 @@ from pydantic import ValidationError
 
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime, TaskScoresRef
-from tasks.benchmarks import CodeProblems
-from tasks.documents import text_id
+from tasks.corpora.documents import text_id
 from tasks.engines import Dtype, pick_device, tokens_per_batch
-from tasks.generation import continue_greedily
-from tasks.models import context_window, encode_documents, load_config, load_model, load_tokenizer, vocabulary_of
-from tasks.sandbox import run_confined
+from tasks.evaluation.benchmarks import CodeProblems
+from tasks.evaluation.sandbox import run_confined
+from tasks.evaluation.task_scores import TaskScore, TaskScores, write_scores_file
+from tasks.models.folders import (
+    context_window,
+    encode_documents,
+    load_config,
+    load_model,
+    load_tokenizer,
+    vocabulary_of,
+)
+from tasks.models.generation import continue_greedily
 from tasks.step import Output, step
-from tasks.store import open_store
-from tasks.task_scores import TaskScore, TaskScores, write_scores_file
+from tasks.storage.store import open_store
 
 PASS = "pass@1"
 _STOPS = ("\ndef ", "\nclass ", "\nif ", "\nprint", "\n#", "\n@", "\nimport ", "\nfrom ", "\n```")

@@ -5,15 +5,15 @@ import tempfile
 from pathlib import Path
 
 from tasks.artifacts import ModelRef, Runtime, TaskScoresRef
-from tasks.benchmarks import LocalTask, NamedTask, pin_evaluation
-from tasks.child import run_child
-from tasks.devices import count_workers
 from tasks.engines import Dtype, pick_device
-from tasks.harness import HarnessJob
+from tasks.evaluation.benchmarks import LocalTask, NamedTask, pin_evaluation
+from tasks.evaluation.harness import HarnessJob
+from tasks.evaluation.task_folder import bring_task_folder, read_task_folder
+from tasks.evaluation.task_scores import read_scores_file
+from tasks.running.child import run_child
+from tasks.running.devices import count_workers
 from tasks.step import Output, step
-from tasks.store import open_store
-from tasks.task_folder import bring_task_folder, read_task_folder
-from tasks.task_scores import read_scores_file
+from tasks.storage.store import open_store
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -44,7 +44,7 @@ def evaluate_tasks(
             environment |= {"HF_DATASETS_CACHE": str(Path(scratch, "datasets"))}
             if not read_task_folder(str(own)).needs_hub:
                 environment |= dict.fromkeys(_OFFLINE, "1")
-        out.facts |= run_child("tasks.harness", job, out.progress, environment)
+        out.facts |= run_child("tasks.evaluation.harness", job, out.progress, environment)
         if isinstance(task, LocalTask) and read_task_folder(task.folder).digest != out.pins["content"]:
             raise OSError(f"tasks {task.folder}: its files changed while they were in use; run again")
     out.facts |= {"scores": [score.model_dump(mode="json") for score in read_scores_file(out.dir).scores]}

@@ -10,15 +10,15 @@ from fusion_core.distributions import ExtractionMode, TopK
 from fusion_core.spec import Spec
 from fusion_core.types import Scored, Tokens
 from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
-from tasks.chunks import Chunk, cut_chunks, join_chunks, score_chunks
-from tasks.documents import Document, read_documents
+from tasks.corpora.documents import Document, read_documents
 from tasks.engines import Engine, Problem, TransformersEngine, score_tokens
-from tasks.models import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
-from tasks.partial import Parts
-from tasks.quarantine import check_share, encode_readable
-from tasks.shards import SCORED, read_scored, write_scored
+from tasks.engines.chunks import Chunk, cut_chunks, join_chunks, score_chunks
+from tasks.engines.quarantine import check_share, encode_readable
+from tasks.formats.shards import SCORED, read_scored, write_scored
+from tasks.models.folders import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.partial import Parts
+from tasks.storage.store import open_store
 
 _ROWS_PER_SHARD = 2**40  # more than any shard has: the keys of random draws never meet
 

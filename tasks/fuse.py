@@ -6,9 +6,9 @@ import torch
 
 from fusion_core.fusion import FusionStrategy, as_candidate, summarize_fusion
 from tasks.artifacts import AlignedRef, FusedRef, Runtime, ScoredRef
-from tasks.shards import read_aligned, read_scored, write_fused
+from tasks.formats.shards import read_aligned, read_scored, write_fused
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=1)

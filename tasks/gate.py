@@ -1,10 +1,10 @@
 """Gate: whether a trained model got worse than its target was, in what it writes or pays, in any domain."""
 
 from tasks.artifacts import EvaluationRef, ModelRef, ProbeRef, Runtime, VerdictRef
-from tasks.costs import Costs, check_same_documents
-from tasks.gate_rules import VERDICT, GateSpec, judge, read_probe
+from tasks.evaluation.costs import Costs, check_same_documents
+from tasks.evaluation.gate_rules import VERDICT, GateSpec, judge, read_probe
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=1)

@@ -20,10 +20,10 @@ from fusion_core.types import NO_BOUNDARY, Scored, Tokens, VocabMap
 from fusion_core.vocab_mapping import Encode
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import InspectionRef, Runtime, ScoredRef, ShardRef, TokenizerRef
-from tasks.documents import Document, read_documents
+from tasks.corpora.documents import Document, read_documents
 from tasks.engines import count_parameters
-from tasks.findings import Description, ModelScores, PairFindings, Rows, ScoreFindings, write_findings
-from tasks.models import (
+from tasks.formats.shards import read_scored
+from tasks.models.folders import (
     CONFIG,
     context_window,
     encode_documents,
@@ -33,9 +33,9 @@ from tasks.models import (
     vocab_rows,
     vocabulary_of,
 )
-from tasks.shards import read_scored
+from tasks.preflight.findings import Description, ModelScores, PairFindings, Rows, ScoreFindings, write_findings
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=1)

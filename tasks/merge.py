@@ -16,11 +16,11 @@ from torch import Tensor
 
 from fusion_core.merging import MERGEABLE, STRETCH, MergeStrategy
 from tasks.artifacts import ModelRef, Runtime
-from tasks.models import CONFIG, load_config, load_tokenizer, tied_weights, vocab_rows
+from tasks.models.folders import CONFIG, load_config, load_tokenizer, tied_weights, vocab_rows
+from tasks.models.weight_files import WEIGHTS_INDEX
+from tasks.models.weights import MAX_FILE_BYTES, StoredTensor, open_weights, write_weights
 from tasks.step import Output, step
-from tasks.store import open_store
-from tasks.weight_files import WEIGHTS_INDEX
-from tasks.weights import MAX_FILE_BYTES, StoredTensor, open_weights, write_weights
+from tasks.storage.store import open_store
 
 _NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _GEOMETRY = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation")

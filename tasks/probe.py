@@ -8,14 +8,14 @@ from pydantic import Field
 
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, ProbeRef, Runtime, ShardRef
-from tasks.documents import Document, read_documents
+from tasks.corpora.documents import Document, read_documents
 from tasks.engines import Dtype, pick_device, tokens_per_batch
-from tasks.gate_rules import PROBE, ProbedText
-from tasks.generation import continue_greedily
-from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
+from tasks.evaluation.gate_rules import PROBE, ProbedText
+from tasks.evaluation.symptoms import find_symptoms, learn_customs
+from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
+from tasks.models.generation import continue_greedily
 from tasks.step import Output, step
-from tasks.store import Store, open_store
-from tasks.symptoms import find_symptoms, learn_customs
+from tasks.storage.store import Store, open_store
 
 
 class ProbeSpec(Spec):

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, Runtime, ShardRef, TokenizerRef
-from tasks.documents import read_documents
-from tasks.models import load_tokenizer, one_at_a_time
+from tasks.corpora.documents import read_documents
+from tasks.models.folders import load_tokenizer, one_at_a_time
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast

@@ -35,9 +35,10 @@ from prefect.states import Completed
 from prefect.tasks import Task, exponential_backoff
 
 from tasks.artifacts import Manifest, Ref, Runtime, StoreError, canonical_json, fingerprint_of, refs_in
-from tasks.environment import environment
-from tasks.job import Job, Output, find_or_claim
-from tasks.planning import (
+from tasks.models.trust import trusting_code
+from tasks.running.environment import environment
+from tasks.running.job import Job, Output, find_or_claim
+from tasks.running.planning import (
     Done,
     Future,
     Planned,
@@ -51,12 +52,11 @@ from tasks.planning import (
     settle,
     submitted_in,
 )
-from tasks.progress import Event, tell
+from tasks.running.progress import Event, tell
+from tasks.running.slots import device_place
+from tasks.running.transient import find_full_disk, is_transient
 from tasks.secrets import redact_error
-from tasks.slots import device_place
-from tasks.store import open_store
-from tasks.transient import find_full_disk, is_transient
-from tasks.trust import trusting_code
+from tasks.storage.store import open_store
 
 __all__ = ["Future", "Output", "Planned", "ShardsFailed", "Step", "is_planning", "planning", "settle", "step"]
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from fusion_core.spec import Spec
 from tasks.artifacts import Runtime, TextsRef
-from tasks.installed import InstalledText, describe_installation, installed_files, read_documents
+from tasks.corpora.installed import InstalledText, describe_installation, installed_files, read_documents
 from tasks.step import Output, step
 
 SHINGLE_WORDS = 5

@@ -10,9 +10,9 @@ import os
 import shutil
 
 from tasks.artifacts import FusedRef, ModelRef, Runtime, ShardRef, StoreError
-from tasks.devices import visible_devices
+from tasks.running.devices import visible_devices
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 from tasks.training.checkpoints import Checkpoints, layout_of
 from tasks.training.failures import TrainingFailed
 from tasks.training.launch import check_execution, run_child

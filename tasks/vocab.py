@@ -6,10 +6,10 @@ from fusion_core.alignment import Pair
 from fusion_core.pair_counts import sum_counts
 from fusion_core.vocab_mapping import VocabMapping
 from tasks.artifacts import CountsRef, ModelRef, Runtime, VocabMapRef
-from tasks.models import load_encode, load_tokenizer, load_vocabulary, mid_text_json
-from tasks.shards import read_counts, write_pair
+from tasks.formats.shards import read_counts, write_pair
+from tasks.models.folders import load_encode, load_tokenizer, load_vocabulary, mid_text_json
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=2)

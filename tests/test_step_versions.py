@@ -22,20 +22,19 @@ RECORD = ROOT / "tests" / "step_versions.json"
 # Calls that no import shows: what a step starts as a child process.
 STARTED = {
     ("tasks.train", "train"): ("tasks.training.child", "run_training"),
-    ("tasks.evaluate_tasks", "evaluate_tasks"): ("tasks.harness", "run_harness"),
-    ("tasks.evaluate_code", "evaluate_code"): ("tasks.confined", "main"),
+    ("tasks.evaluate_tasks", "evaluate_tasks"): ("tasks.evaluation.harness", "run_harness"),
+    ("tasks.evaluate_code", "evaluate_code"): ("tasks.evaluation.confined", "main"),
 }
 EXECUTION = {
     "tasks.step",
-    "tasks.job",
-    "tasks.planning",
-    "tasks.store",
-    "tasks.claims",
-    "tasks.progress",
-    "tasks.transient",
-    "tasks.environment",
+    "tasks.running.job",
+    "tasks.running.planning",
+    "tasks.storage.store",
+    "tasks.storage.claims",
+    "tasks.running.progress",
+    "tasks.running.transient",
+    "tasks.running.environment",
     "tasks.runtime",
-    "tasks.training.runtime",
 }
 
 
@@ -129,7 +128,7 @@ def test_a_step_reaches_the_math_it_calls_through_other_modules() -> None:
     reached: dict[tuple[str, str], str] = {}
     _reach("tasks.fuse", "fuse", reached)
     assert ("fusion_core.fusion", "MinCE") in reached
-    assert ("tasks.shards", "read_aligned") in reached
+    assert ("tasks.formats.shards", "read_aligned") in reached
     assert not any(module in EXECUTION for module, _ in reached)
 
 

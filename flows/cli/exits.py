@@ -6,8 +6,8 @@ import traceback
 from pydantic import ValidationError
 
 from tasks.artifacts import StoreError
+from tasks.running.transient import is_transient
 from tasks.secrets import redact
-from tasks.transient import is_transient
 
 OK = 0
 FAILED = 1

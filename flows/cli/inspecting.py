@@ -43,8 +43,8 @@ def inspect(
     """Say what each source could give the target, and what a run takes, before any is run."""
     from flows.cli.tables import inspection_tables, print_result
     from flows.inspect_recipe import Assumptions, inspect_recipe
-    from tasks.findings import Inspection, read_findings
-    from tasks.store import open_store
+    from tasks.preflight.findings import Inspection, read_findings
+    from tasks.storage.store import open_store
 
     recipe = _recipe_of(what, tokenizers, text or (), overrides or ())
     runtime = runtime_of(root, device)

@@ -95,7 +95,7 @@ def _ends_when_told() -> Iterator[None]:
     """Within the block Ctrl-C ends the process in seconds, whatever its threads are doing.
 
     A SIGTERM goes to Prefect first, which may belong to a worker, and comes here when it has told its server.
-    Steps stop by themselves where they can (`tasks.stopping`). Should one not, the process ends all the same:
+    Steps stop by themselves where they can (`tasks.running.stopping`). Should one not, the process ends all the same:
     claims of a process that is gone block nobody, and what it was writing is not part of any artifact.
     """
     from flows.execution import end_process_after

@@ -15,7 +15,7 @@ from flows.cli.results import print_json, show_places, show_report
 from tasks.artifacts import ReportRef
 
 if TYPE_CHECKING:
-    from tasks.lineage import RunRecord
+    from tasks.library.lineage import RunRecord
 
 
 def plan(
@@ -52,8 +52,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show the comparison of a run, and where its HTML report lies."""
-    from tasks.lineage import runs
-    from tasks.store import open_store
+    from tasks.library.lineage import runs
+    from tasks.storage.store import open_store
 
     runtime = runtime_of(root)
     store = open_store(runtime)
@@ -113,8 +113,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check that artifacts are whole: every file there, of the right size and SHA-256."""
-    from tasks.lineage import Library
-    from tasks.store import open_store
+    from tasks.library.lineage import Library
+    from tasks.storage.store import open_store
 
     library = Library.load(open_store(runtime_of(root)))
     refs = [library.find(what)] if what else None
@@ -153,7 +153,7 @@ def gc(
     """Find what no kept run reaches: artifacts, and what killed processes left."""
     from flows.cli.tables import garbage_table, print_result
     from flows.collect_garbage import collect_garbage
-    from tasks.retention import Retention
+    from tasks.library.retention import Retention
 
     names, forgotten = tuple(keep or ()), tuple(forget or ())
     retention = Retention(days=keep_days, latest=keep_latest, names=names, forget=forgotten)

@@ -9,11 +9,11 @@ from flows.recipe import load_recipe
 from flows.recipe_files import RECIPES
 from flows.starter import distinct_names, documents_of, model_of
 from tasks.artifacts import ModelRef, Runtime
-from tasks.benchmarks import SUITE_NAMES, CodeProblems, LocalTask, NamedTask, Suite, TaskChoice
 from tasks.corpus import CorpusSpec
 from tasks.evaluate import EvaluationSpec
-from tasks.lineage import Library
-from tasks.store import open_store
+from tasks.evaluation.benchmarks import SUITE_NAMES, CodeProblems, LocalTask, NamedTask, Suite, TaskChoice
+from tasks.library.lineage import Library
+from tasks.storage.store import open_store
 
 _IN_STORE = re.compile(r"([a-z_]+/)?[0-9a-f]{6,32}")
 

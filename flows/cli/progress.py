@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from tasks.progress import Event, listening
+from tasks.running.progress import Event, listening
 
 _COUNTER = re.compile(r" (\d+)/(\d+)$")
 

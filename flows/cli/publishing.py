@@ -29,7 +29,7 @@ def publish(
     """Publish a model with its card, recipe and lineage; refused if its smoke gate failed or licences conflict."""
     from flows.cli.tables import show_bytes
     from flows.publish import publish_model
-    from tasks.destinations import parse_destination
+    from tasks.publishing.destinations import parse_destination
 
     destination = parse_destination(to, public=public)
     done = publish_model.fn(model, destination, tuple(allow or ()), replace, runtime=runtime_of(root))

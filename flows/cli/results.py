@@ -9,7 +9,7 @@ from tasks.artifacts import ModelRef, Ref, ReportRef
 
 if TYPE_CHECKING:
     from tasks.report import Comparison
-    from tasks.store import Store
+    from tasks.storage.store import Store
 
 
 def show_comparison(comparison: "Comparison", as_json: bool) -> None:

@@ -69,7 +69,7 @@ def refresh(
     """Compute steps of a recipe again on purpose: delete what they made, then run."""
     from flows.plan import plan_recipe
     from flows.recipe import load_recipe
-    from tasks.store import open_store
+    from tasks.storage.store import open_store
 
     loaded, runtime = load_recipe(recipe, overrides or ()), runtime_of(root, device, max_workers, settings)
     chosen = plan_recipe(loaded, runtime).select(what)
@@ -102,7 +102,7 @@ def compare(
     from flows.compare import TableIncomplete
     from flows.compare import compare as compare_flow
     from flows.study import load_study
-    from tasks.store import open_store
+    from tasks.storage.store import open_store
 
     runtime = runtime_of(root, device, max_workers, settings)
     wanted = load_study(study, overrides or ()).narrow(only or (), seeds)
@@ -150,7 +150,7 @@ def evaluate(
     from flows.evaluation import evaluate_model
     from tasks.report.comparison import compare
     from tasks.step import planning
-    from tasks.store import open_store
+    from tasks.storage.store import open_store
 
     runtime = runtime_of(root, device)
     first, *others = candidates_of(models, runtime)
@@ -167,7 +167,7 @@ def _fuse(recipe: "Recipe", runtime: Runtime, as_json: bool) -> None:
     from flows.fuse import fuse_models
     from flows.plan import plan_recipe
     from tasks.report import read_comparison
-    from tasks.store import open_store
+    from tasks.storage.store import open_store
 
     store = open_store(runtime)
     if store.is_local:  # a bucket has no end, and asking it for every artifact twice takes time

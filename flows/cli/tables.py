@@ -9,8 +9,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from flows.plan import Plan
     from fusion_core.metrics import Interval
-    from tasks.findings import Inspection, ScoreFindings
-    from tasks.garbage import Garbage
+    from tasks.library.garbage import Garbage
+    from tasks.preflight.findings import Inspection, ScoreFindings
     from tasks.report import Comparison
 
 _ROLES = {"source": "", "target": "target before", "baseline": "baseline", "fused": "fused"}

@@ -13,7 +13,7 @@ from flows.cli.results import print_json
 
 if TYPE_CHECKING:
     from tasks.artifacts import Ref
-    from tasks.lineage import Library
+    from tasks.library.lineage import Library
 
 
 def lineage(
@@ -40,8 +40,8 @@ def lineage(
     as_json: JsonOption = False,
 ) -> None:
     """Show what an artifact was made from and what was made from it; compare two; find a document's models; export."""
-    from tasks.lineage import Library
-    from tasks.store import open_store
+    from tasks.library.lineage import Library
+    from tasks.storage.store import open_store
 
     asked = list(what or ())
     wanted = {True: 2, False: 1}[compare] if document is None else 0
@@ -74,7 +74,7 @@ def pull(
 ) -> None:
     """Copy an artifact of another root here, checked, with the record of everything it was made from."""
     from flows.cli.tables import show_bytes
-    from tasks.pulling import pull as pull_artifact
+    from tasks.library.pulling import pull as pull_artifact
 
     def report(name: str, size: int) -> None:
         print(f"copied {name}, {show_bytes(size)}", file=sys.stderr)
@@ -102,8 +102,8 @@ def _show_lineage(library: "Library", ref: "Ref", as_json: bool) -> None:
 def _show_document(library: "Library", document: str, as_json: bool) -> None:
     from flows.cli.tables import print_result
     from flows.cli.trees import document_table
-    from tasks.documents import text_id
-    from tasks.tracing import trace_document
+    from tasks.corpora.documents import text_id
+    from tasks.library.tracing import trace_document
 
     path = Path(document)
     trace = trace_document(library, text_id(path.read_text(encoding="utf-8")) if path.is_file() else document)
@@ -119,7 +119,7 @@ def _show_document(library: "Library", document: str, as_json: bool) -> None:
 def _show_differences(library: "Library", left: "Ref", right: "Ref", as_json: bool) -> None:
     from flows.cli.tables import print_result
     from flows.cli.trees import differences_list
-    from tasks.tracing import compare_artifacts
+    from tasks.library.tracing import compare_artifacts
 
     found = compare_artifacts(library, left, right)
     if not as_json:
@@ -138,7 +138,7 @@ def _show_differences(library: "Library", left: "Ref", right: "Ref", as_json: bo
 
 
 def _export(library: "Library", ref: "Ref", form: str, output: Path | None) -> None:
-    from tasks.lineage_export import to_openlineage, to_prov
+    from tasks.library.lineage_export import to_openlineage, to_prov
 
     manifests = [library.known[r.address] for r in (ref, *library.ancestors(ref)) if r.address in library.known]
     if form == "prov":

@@ -12,8 +12,8 @@ from flows.cli.tables import show_bytes
 from tasks.artifacts import Manifest, Ref
 
 if TYPE_CHECKING:
-    from tasks.lineage import Library
-    from tasks.tracing import Difference, DocumentTrace
+    from tasks.library.lineage import Library
+    from tasks.library.tracing import Difference, DocumentTrace
 
 _NUMBER = re.compile(r"\[\d+\]")
 _COUNTER = re.compile(r" \d+/\d+$")

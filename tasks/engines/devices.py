@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from tasks.devices import visible_devices
+from tasks.running.devices import visible_devices
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

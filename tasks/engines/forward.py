@@ -17,7 +17,7 @@ from tasks.engines.batches import pad_batch, plan_batches
 from tasks.engines.devices import Dtype, pick_device, tokens_per_batch
 from tasks.engines.heads import split_head
 from tasks.engines.scoring import DocumentRows, Problem
-from tasks.models import load_model
+from tasks.models.folders import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

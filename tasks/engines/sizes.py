@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fusion_core.types import Tokens
-from tasks.models import one_at_a_time
+from tasks.models.folders import one_at_a_time
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -16,7 +16,7 @@ from tasks.report.comparison import (
 from tasks.report.evidence import read_evidence
 from tasks.report.page import render_page
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 __all__ = [
     "PAGE",

@@ -16,9 +16,9 @@ import numpy as np
 from fusion_core.metrics import Interval
 from fusion_core.spec import Spec
 from tasks.artifacts import EvaluationRef, ModelRef, ReportRef
-from tasks.costs import RESAMPLES, SEED, Costs, check_same_documents
+from tasks.evaluation.costs import RESAMPLES, SEED, Costs, check_same_documents
 from tasks.report.comparison import Domain, Regression
-from tasks.store import Store
+from tasks.storage.store import Store
 
 TABLE = "table.json"
 SOURCES = "Sources"

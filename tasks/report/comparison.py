@@ -13,10 +13,10 @@ import numpy as np
 from fusion_core.metrics import Interval
 from fusion_core.spec import Spec
 from tasks.artifacts import EvaluationRef, ModelRef, ReportRef, TaskScoresRef, VerdictRef
-from tasks.costs import RESAMPLES, SEED, Costs, check_same_documents
-from tasks.gate_rules import Verdict, read_verdict
-from tasks.store import Store
-from tasks.task_scores import SCORES, TaskScore, read_scores_file
+from tasks.evaluation.costs import RESAMPLES, SEED, Costs, check_same_documents
+from tasks.evaluation.gate_rules import Verdict, read_verdict
+from tasks.evaluation.task_scores import SCORES, TaskScore, read_scores_file
+from tasks.storage.store import Store
 
 COMPARISON = "comparison.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 from fusion_core.fusion import FusionFacts
 from tasks.artifacts import AlignedRef, FusedRef, Manifest, Ref
 from tasks.report.comparison import ReportRow, Role
-from tasks.store import Store
+from tasks.storage.store import Store
 
 Manifests = dict[str, Manifest]
 """By address. Artifacts that are no longer in the store are missing."""

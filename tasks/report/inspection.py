@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tasks.artifacts import InspectionRef, Runtime
-from tasks.findings import (
+from tasks.preflight.findings import (
     Inspection,
     ModelScores,
     PairFindings,
@@ -12,13 +12,13 @@ from tasks.findings import (
     read_findings,
     write_findings,
 )
-from tasks.licences import find_licence_conflicts
+from tasks.preflight.licences import find_licence_conflicts
+from tasks.preflight.verdicts import judge
+from tasks.quantities import format_bytes
 from tasks.report.markup import Html, element, heading, paragraph, row, share, table
 from tasks.report.page import render_document
-from tasks.report.quantities import format_bytes
 from tasks.step import Output, step
-from tasks.store import open_store
-from tasks.verdicts import judge
+from tasks.storage.store import open_store
 
 INSPECTION_PAGE = "inspection.html"
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tasks.artifacts import Manifest, canonical_json
+from tasks.quantities import format_bytes, format_seconds
 from tasks.report.charts import shorten
 from tasks.report.evidence import Manifests
 from tasks.report.markup import Html, element
-from tasks.report.quantities import format_bytes, format_seconds
 
 _BOX, _GAP, _TALL, _PITCH = 112, 12, 50, 92
 _LANE = 14  # room for an edge that passes a layer

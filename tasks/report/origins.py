@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import yaml
 
 from tasks.artifacts import Manifest
+from tasks.quantities import format_bytes, format_seconds
 from tasks.report.charts import curve
 from tasks.report.comparison import Comparison
 from tasks.report.evidence import Coverage, Evidence, Manifests, Training, Wins
 from tasks.report.lineage_graph import draw_lineage
 from tasks.report.markup import Html, element, heading, panels, paragraph, row, share, table
-from tasks.report.quantities import format_bytes, format_seconds
 
 
 def describe_origins(comparison: Comparison, evidence: Evidence) -> list[Html]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import yaml
 
 from fusion_core.metrics import Interval
+from tasks.quantities import format_bytes
 from tasks.report.charts import Mark, interval_plot, padded
 from tasks.report.comparison import Comparison, percent
 from tasks.report.conduct import describe_conduct
 from tasks.report.evidence import Evidence
 from tasks.report.markup import Html, element, heading, panels, paragraph, row, table
 from tasks.report.origins import describe_origins
-from tasks.report.quantities import format_bytes
 
 _STYLE, _SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "sort.js"))
 

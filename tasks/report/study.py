@@ -5,7 +5,7 @@ from tasks.report.arms import TABLE, Arm, make_table
 from tasks.report.arms_page import render_study
 from tasks.report.arms_text import table_csv, table_markdown
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 PAGE, MARKDOWN, CSV = "report.html", "table.md", "table.csv"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.artifacts import SCHEMA_VERSION, FileFact, StoreError
-from tasks.store import Store
-from tasks.training.runtime import TrainingRuntime
+from tasks.runtime import TrainingRuntime
+from tasks.storage.store import Store
 
 CHECKPOINTS, MARK = "checkpoints", "CHECKPOINT.json"
 

@@ -20,7 +20,9 @@ import torch
 
 from tasks.artifacts import StoreError
 from tasks.engines import pick_device
-from tasks.store import open_store
+from tasks.models.trust import trusting_code
+from tasks.running.transient import is_transient
+from tasks.storage.store import open_store
 from tasks.training.batches import Collator, Plan
 from tasks.training.checkpoints import Checkpoints, layout_of
 from tasks.training.course import Course
@@ -28,8 +30,6 @@ from tasks.training.examples import Examples, write_sequences
 from tasks.training.failures import MEMORY_WAYS, TrainingFailed
 from tasks.training.network import check_packing, copy_companions, prepare_network, save_network
 from tasks.training.spec import TrainingJob
-from tasks.transient import is_transient
-from tasks.trust import trusting_code
 
 if TYPE_CHECKING:
     from tasks.training.loop import FusionTrainer, ReportProgress

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tasks.artifacts import FusedRef, ModelRef, ShardRef
-from tasks.documents import read_documents
+from tasks.corpora.documents import read_documents
 from tasks.engines import check_window
-from tasks.models import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
-from tasks.shards import FusedRows
-from tasks.store import Store
+from tasks.formats.shards import FusedRows
+from tasks.models.folders import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
+from tasks.storage.store import Store
 from tasks.training.batches import Example
 
 _OPEN_SHARDS = 4096  # memory maps: no file descriptors, and nothing read until it is asked for

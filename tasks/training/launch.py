@@ -16,11 +16,11 @@ from typing import Any
 import psutil
 
 from tasks.artifacts import Runtime
-from tasks.devices import count_workers, showing_only
-from tasks.stopping import check_stopped, when_stopped
-from tasks.store import Store
+from tasks.running.devices import count_workers, showing_only
+from tasks.running.stopping import check_stopped, when_stopped
+from tasks.runtime import TrainingRuntime
+from tasks.storage.store import Store
 from tasks.training.failures import MEMORY_WAYS, TrainingFailed
-from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import TrainingJob
 
 _CHILD = "tasks.training.child"

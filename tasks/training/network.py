@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.models import load_model
+from tasks.models.folders import load_model
+from tasks.models.weight_files import WEIGHTS_INDEX
+from tasks.runtime import TrainingRuntime
 from tasks.training.batches import Collator
 from tasks.training.examples import Examples
 from tasks.training.loss import LossHead, install_loss_head
-from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import LoRA, TrainingSpec
-from tasks.weight_files import WEIGHTS_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

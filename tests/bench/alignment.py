@@ -24,7 +24,7 @@ from fusion_core.fusion import AvgCE, FusionStrategy, MinCE
 from fusion_core.min_edit import MinEdit
 from fusion_core.types import Scored, TokenDist, Tokens
 from fusion_core.vocab_mapping import BytePiece, Canonical
-from tasks.models import encode_documents, encode_mid_text, load_tokenizer, load_vocabulary, vocabulary_of
+from tasks.models.folders import encode_documents, encode_mid_text, load_tokenizer, load_vocabulary, vocabulary_of
 from tests.bench.rows import Action, Row, Skip, measure_peak, race
 
 _SHARED = Path(os.environ.get("LLM_FUSE_SHARED") or Path(__file__).parents[3] / "shared")

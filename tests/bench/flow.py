@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from tasks.artifacts import Runtime
-from tasks.progress import Event, listening
+from tasks.running.progress import Event, listening
 
 _SHARD = re.compile(r" \d+/\d+$")
 _WARM_SHARE = 0.1  # of all events: until then, what a process loads once is being loaded
@@ -101,10 +101,10 @@ def prefect_server(home: Path) -> Iterator[str]:
 
 def write_recipe(folder: Path, sources: int, shards: int) -> dict[str, object]:
     """A recipe over models that know nothing and shards of one short document each."""
+    from tasks.corpora.documents import shards_of
     from tasks.corpus import CorpusSpec, Files, build_corpus
-    from tasks.documents import shards_of
     from tasks.scratch import ByteLevelBpe, Llama, init_model, train_tokenizer
-    from tasks.store import open_store
+    from tasks.storage.store import open_store
 
     texts = [f"{number:06d} shards of a few bytes each, all of them different\n" for number in range(shards)]
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -22,8 +22,8 @@ from pydantic import TypeAdapter
 
 from fusion_core.merging import STRETCH, Dare, Linear, MergeStrategy, Sce, Slerp, TaskArithmetic, Ties
 from tasks.merge import merge_weights
-from tasks.models import tied_weights
-from tasks.weights import Layout, write_weights
+from tasks.models.folders import tied_weights
+from tasks.models.weights import Layout, write_weights
 
 STRATEGIES: list[MergeStrategy] = [
     Linear(),

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fusion_core.distributions import Sampled, TopK, reduce_logits
 from fusion_core.types import Scored, Tokens
-from tasks.shards import SCORED, read_scored, write_scored
+from tasks.formats.shards import SCORED, read_scored, write_scored
 from tests.bench.rows import Row, race
 
 _TOKENS, _DOCUMENT, _DRAWN = 1_000_000, 500, 1000

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.artifacts import Runtime, StoreError, TextsRef
-from tasks.lineage import Library
+from tasks.library.lineage import Library
 from tasks.step import Output, step
-from tasks.store import Store, open_store
+from tasks.storage.store import Store, open_store
 from tests.drills.outcome import Outcome
 from tests.drills.workload import Fork, Workload, fork
 from tests.e2e import servers

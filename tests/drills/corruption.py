@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.artifacts import StoreError
-from tasks.lineage import RUNS, Library, runs
-from tasks.store import MANIFEST, Store
+from tasks.library.lineage import RUNS, Library, runs
+from tasks.storage.store import MANIFEST, Store
 from tests.drills.outcome import Outcome
 from tests.drills.workload import Workload, digests
 

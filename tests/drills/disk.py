@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tasks.claims import PREFIX
-from tasks.lineage import Library
-from tasks.store import Store
+from tasks.library.lineage import Library
+from tasks.storage.claims import PREFIX
+from tasks.storage.store import Store
 from tests.drills.outcome import Outcome, Skip
 from tests.drills.workload import Fork, Workload, digests, manifests_of
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.claims import PREFIX, claim_record, owner_state
-from tasks.garbage import find_garbage, sweep
-from tasks.lineage import RUNS, Library, runs
-from tasks.store import MANIFEST, Store
+from tasks.library.garbage import find_garbage, sweep
+from tasks.library.lineage import RUNS, Library, runs
+from tasks.storage.claims import PREFIX, claim_record, owner_state
+from tasks.storage.store import MANIFEST, Store
 from tests.drills.outcome import Outcome
 from tests.drills.workload import LIMIT_SECONDS, WORKERS, Fork, Workload, digests, manifests_of
 

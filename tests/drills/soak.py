@@ -10,7 +10,7 @@ import psutil
 from prefect import flow
 
 from tasks.artifacts import Runtime, TextsRef
-from tasks.progress import Event, listening
+from tasks.running.progress import Event, listening
 from tasks.step import Output, settle, step
 from tests.drills.outcome import Outcome
 from tests.drills.workload import WORKERS, Workload, fork

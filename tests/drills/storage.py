@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tasks.artifacts import Runtime, TextsRef
+from tasks.running.transient import is_transient
 from tasks.step import Output, step
-from tasks.store import Store, open_store
-from tasks.transient import is_transient
+from tasks.storage.store import Store, open_store
 from tests.drills.outcome import Outcome, Skip
 from tests.drills.proxy import FOR_EVER, Fault, Line, line_to
 from tests.drills.workload import Workload, fork

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tasks.artifacts import Manifest, Runtime
-from tasks.lineage import Library
-from tasks.store import Store
+from tasks.library.lineage import Library
+from tasks.storage.store import Store
 
 SHARDS = 4
 LEASE_SECONDS = 5.0
@@ -139,10 +139,10 @@ def prepare(workload: Workload) -> None:
 
 def write_recipe(folder: Path) -> None:
     """A recipe that fuses a source with another tokenizer into a target, over four shards, and measures it."""
+    from tasks.corpora.documents import shards_of
     from tasks.corpus import CorpusSpec, Files, build_corpus
-    from tasks.documents import shards_of
     from tasks.scratch import ByteLevelBpe, GptNeoX, Llama, MetaspaceBpe, init_model, train_tokenizer
-    from tasks.store import open_store
+    from tasks.storage.store import open_store
 
     texts = [
         f"{number:03d}: a few words in text {number:03d}, and some more of them.\n" for number in range(6 * SHARDS)

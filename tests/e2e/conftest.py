@@ -60,7 +60,7 @@ def bucket(place: Path) -> Iterator[Bucket]:
             patch.setenv(name, value)
         from s3fs import S3FileSystem
 
-        from tasks.store import Store
+        from tasks.storage.store import Store
 
         S3FileSystem.clear_instance_cache()  # or it would speak to the server of the module before
 

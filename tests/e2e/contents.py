@@ -1,8 +1,8 @@
 """What a store holds, for comparing two of them."""
 
 from tasks.artifacts import Runtime
-from tasks.lineage import Library
-from tasks.store import open_store
+from tasks.library.lineage import Library
+from tasks.storage.store import open_store
 
 
 def contents(runtime: Runtime) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from flows.recipe import Recipe
 from tasks.artifacts import ReportRef, Runtime
 from tasks.corpus import build_corpus
 from tasks.step import planning
-from tasks.store import Store
+from tasks.storage.store import Store
 from tests.conftest import ModelFactory
 from tests.e2e.conftest import Bucket
 from tests.e2e.machine import Server, up

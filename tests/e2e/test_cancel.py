@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from tasks.artifacts import Runtime
-from tasks.claims import PREFIX
-from tasks.garbage import find_garbage
-from tasks.lineage import Library
-from tasks.store import open_store
+from tasks.library.garbage import find_garbage
+from tasks.library.lineage import Library
+from tasks.storage.claims import PREFIX
+from tasks.storage.store import open_store
 from tasks.training.checkpoints import CHECKPOINTS, MARK
 from tests.conftest import ModelFactory
 from tests.e2e.machine import Server, up

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.artifacts import Runtime
 from tasks.report import report
-from tasks.store import open_store
+from tasks.storage.store import open_store
 from tests.tasks.report.conftest import build_run
 
 pytest.importorskip("playwright", reason="pip install 'llm-fuse[e2e]' brings what drives the browser")

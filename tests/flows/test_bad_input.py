@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows.cli.progress import Bars
 from flows.cli.tables import make_table, print_result
-from tasks.progress import Event
+from tasks.running.progress import Event
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli, write_bench
 

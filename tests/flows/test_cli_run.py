@@ -16,9 +16,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import main
 from tasks.artifacts import Runtime
-from tasks.garbage import find_garbage
-from tasks.lineage import Library, RunRecord, record_run
-from tasks.store import MANIFEST, open_store
+from tasks.library.garbage import find_garbage
+from tasks.library.lineage import Library, RunRecord, record_run
+from tasks.storage.store import MANIFEST, open_store
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli, write_bench
 

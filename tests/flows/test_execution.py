@@ -15,7 +15,7 @@ from flows.fuse import fuse_models
 from flows.recipe import load_recipe
 from tasks.align import align
 from tasks.artifacts import Runtime
-from tasks.store import MANIFEST
+from tasks.storage.store import MANIFEST
 from tests.flows.conftest import Bench
 
 CLUSTERS = ("dask", "ray")

@@ -16,10 +16,10 @@ from flows.corpora import build_recipe_shards
 from flows.extract import extract_source
 from flows.recipe import load_recipe
 from tasks.artifacts import Runtime
-from tasks.documents import read_documents, text_id
-from tasks.lineage import runs
-from tasks.models import LocalModel
-from tasks.store import open_store
+from tasks.corpora.documents import read_documents, text_id
+from tasks.library.lineage import runs
+from tasks.models.folders import LocalModel
+from tasks.storage.store import open_store
 from tests.flows.conftest import Bench, Cli
 
 

@@ -22,12 +22,12 @@ from flows.fuse import fuse_models
 from flows.publish import publish_model
 from flows.recipe import load_recipe
 from tasks.artifacts import Runtime
-from tasks.destinations import Folder
-from tasks.documents import text_id
-from tasks.lineage import Library
-from tasks.progress import Event, listening
-from tasks.store import MANIFEST, open_store
-from tasks.tracing import trace_document
+from tasks.corpora.documents import text_id
+from tasks.library.lineage import Library
+from tasks.library.tracing import trace_document
+from tasks.publishing.destinations import Folder
+from tasks.running.progress import Event, listening
+from tasks.storage.store import MANIFEST, open_store
 from tests.conftest import TEXTS, ModelFactory
 from tests.flows.conftest import Bench, write_bench
 

@@ -14,9 +14,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.artifacts import Runtime
-from tasks.garbage import find_garbage
-from tasks.lineage import Library
-from tasks.store import open_store
+from tasks.library.garbage import find_garbage
+from tasks.library.lineage import Library
+from tasks.storage.store import open_store
 from tests.flows.conftest import Bench
 
 pytestmark = pytest.mark.slow

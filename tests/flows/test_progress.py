@@ -7,7 +7,7 @@ import threading
 from rich.console import Console
 
 from flows.cli.progress import Bars, Display, JsonLines, Lines, Tally
-from tasks.progress import Event, tell
+from tasks.running.progress import Event, tell
 
 RUN = (
     Event("extract", "extract neox 001/003", "cached"),

@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM
 from flows.publish import publish_model
 from fusion_core.merging import Linear
 from tasks.artifacts import ModelRef, Runtime, VerdictRef
-from tasks.destinations import Folder
 from tasks.download import download
-from tasks.lineage import RunRecord, record_run, runs
+from tasks.library.lineage import RunRecord, record_run, runs
 from tasks.merge import merge
-from tasks.models import LocalModel
+from tasks.models.folders import LocalModel
+from tasks.publishing.destinations import Folder
 from tasks.step import Output, step
-from tasks.store import Store, open_store
+from tasks.storage.store import Store, open_store
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Cli
 from tests.tasks.conftest import Hub, hub

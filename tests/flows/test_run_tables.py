@@ -9,9 +9,9 @@ from flows.run_tables import Grid, comparison_markdown, lineage_markdown
 from flows.study_page import arms_grid
 from fusion_core.metrics import Interval
 from tasks.artifacts import AlignedRef, EvaluationRef, Manifest, ModelRef, Ref, ScoredRef
-from tasks.planning import Planned
-from tasks.progress import Event
 from tasks.report import Comparison, Difference, Domain, Standing
+from tasks.running.planning import Planned
+from tasks.running.progress import Event
 
 RUN = "this-run"
 

@@ -21,10 +21,10 @@ from flows.cli.exits import report_error
 from flows.extract import extract_source
 from flows.recipe import load_recipe
 from tasks.artifacts import ModelRef, Runtime
-from tasks.progress import Event, listening
+from tasks.running.progress import Event, listening
 from tasks.secrets import hiding_secrets, redact, redact_error
 from tasks.step import Output, step
-from tasks.store import Store
+from tasks.storage.store import Store
 from tests.flows.conftest import Bench
 from tests.tasks.conftest import BUCKET, s3_endpoint
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tasks.artifacts import Runtime
-from tasks.store import Store
+from tasks.storage.store import Store
 from tests.tasks.hub_writes import Writes, Written
 
 

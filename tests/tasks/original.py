@@ -11,7 +11,7 @@ import torch
 from fusion_core.edit_distance import edit_distances
 from fusion_core.reference import extract
 from fusion_core.types import Tokens
-from tasks.models import load_model
+from tasks.models.folders import load_model
 
 K = 10
 Row = tuple[list[int], list[float]]

@@ -16,8 +16,8 @@ from flows.cli.exits import USAGE, exit_code
 from tasks.artifacts import Manifest, ModelRef, Runtime, StoreError
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.download import download, download_description, select_description, select_files
-from tasks.models import LocalModel, load_model, load_vocabulary
-from tasks.store import MANIFEST, Store, open_store
+from tasks.models.folders import LocalModel, load_model, load_vocabulary
+from tasks.storage.store import MANIFEST, Store, open_store
 from tests.conftest import ModelFactory
 
 Harm = Callable[[Path], object]

@@ -17,10 +17,10 @@ from botocore.session import get_session
 from pydantic import ValidationError
 
 from tasks.artifacts import CorpusRef, Runtime, ShardRef
+from tasks.corpora.documents import Document, read_documents, shards_of, text_id
+from tasks.corpora.overlap import Decontamination, ExactDuplicates, NearDuplicates
 from tasks.corpus import LEFT_OUT, CorpusSpec, Files, Mixture, build_corpus
-from tasks.documents import Document, read_documents, shards_of, text_id
-from tasks.overlap import Decontamination, ExactDuplicates, NearDuplicates
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 COMPRESS = {
     "gz": gzip.compress,

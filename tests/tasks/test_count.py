@@ -13,14 +13,14 @@ from fusion_core.types import Tokens
 from fusion_core.vocab_mapping import BytePiece, Canonical, Statistics, VocabMapping
 from tasks.align import align
 from tasks.artifacts import CountsRef, ModelRef, Runtime, ScoredRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.count import count_pairs
-from tasks.documents import shards_of
 from tasks.download import download
 from tasks.extract import ExtractionSpec, extract
-from tasks.models import LocalModel
-from tasks.shards import read_aligned, read_counts, read_pair, read_scored
-from tasks.store import Store, open_store
+from tasks.formats.shards import read_aligned, read_counts, read_pair, read_scored
+from tasks.models.folders import LocalModel
+from tasks.storage.store import Store, open_store
 from tasks.vocab import map_vocab
 from tests.conftest import TEXTS, ModelFactory
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import hub as hub_module
 from tasks.artifacts import ModelRef, Runtime
 from tasks.download import download
-from tasks.models import HubModel, load_model, load_tokenizer
-from tasks.progress import Event, listening
-from tasks.store import open_store
-from tasks.transient import is_transient
+from tasks.models import hub as hub_module
+from tasks.models.folders import HubModel, load_model, load_tokenizer
+from tasks.running.progress import Event, listening
+from tasks.running.transient import is_transient
+from tasks.storage.store import open_store
 
 Make = Callable[..., Path]
 WEIGHTS = "model.safetensors"
@@ -124,8 +124,8 @@ OTHER_PROCESS = """
 import sys
 from tasks.artifacts import Runtime
 from tasks.download import download
-from tasks.models import HubModel
-from tasks.progress import listening
+from tasks.models.folders import HubModel
+from tasks.running.progress import listening
 
 with listening(lambda event: print(event.state, flush=True)):
     ref = download.fn(HubModel(id="owner/tiny"), runtime=Runtime.model_validate_json(sys.argv[1]))
@@ -212,9 +212,9 @@ def test_offline_the_mirror_of_what_was_last_downloaded_is_used(
     hub.requests.clear()
     hub_module._warn_remembered.cache_clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with caplog.at_level(logging.WARNING, logger="tasks.hub"):
+    with caplog.at_level(logging.WARNING, logger="tasks.models.hub"):
         assert [download.fn(MODEL, runtime=runtime) for _ in range(3)] == [ref] * 3
-    assert len([r for r in caplog.records if r.name == "tasks.hub"]) == 1
+    assert len([r for r in caplog.records if r.name == "tasks.models.hub"]) == 1
     home = open_store(runtime).fetch(ref)
     assert len(load_tokenizer(home)) == 400
     assert load_model(home)(torch.ones(1, 3, dtype=torch.int64)).logits.shape == (1, 3, 400)

@@ -9,8 +9,8 @@ import pytest
 
 from tasks.artifacts import ModelRef, Runtime
 from tasks.download import download, select_files
-from tasks.models import LocalModel
-from tasks.store import open_store
+from tasks.models.folders import LocalModel
+from tasks.storage.store import open_store
 
 Make = Callable[..., Path]
 WEIGHTS = "model.safetensors"

@@ -11,7 +11,7 @@ from fusion_core.types import Scored, Tokens
 from tasks.artifacts import Runtime
 from tasks.engines import ModelScorer, Problem, TransformersEngine, check_window, pick_device, score_tokens, split_head
 from tasks.engines.forward import NOT_FINITE
-from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
+from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
 
 DOCUMENTS = [TEXTS[0], TEXTS[1] * 3, "ab", TEXTS[2]]

@@ -15,17 +15,17 @@ from fusion_core.vocab_mapping import BytePiece
 from tasks.align import align
 from tasks.artifacts import EvaluationRef, ModelRef, Runtime, ShardRef
 from tasks.control import control_teacher
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.costs import COSTS
-from tasks.documents import shards_of
 from tasks.download import download
 from tasks.ensemble import EnsembleSpec, evaluate_ensemble
 from tasks.evaluate import EvaluationSpec, evaluate
+from tasks.evaluation.costs import COSTS
 from tasks.extract import ExtractionSpec, extract
+from tasks.formats.shards import read_fused
 from tasks.fuse import fuse
-from tasks.models import LocalModel
-from tasks.shards import read_fused
-from tasks.store import open_store
+from tasks.models.folders import LocalModel
+from tasks.storage.store import open_store
 from tasks.vocab import map_vocab
 from tests.conftest import TEXTS, ModelFactory
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import ModelRef, Runtime
-from tasks.benchmarks import CodeProblems
 from tasks.download import download
 from tasks.evaluate_code import cut_completion, evaluate_code, read_problems
-from tasks.models import LocalModel
-from tasks.store import open_store
-from tasks.task_scores import read_scores_file
+from tasks.evaluation.benchmarks import CodeProblems
+from tasks.evaluation.task_scores import read_scores_file
+from tasks.models.folders import LocalModel
+from tasks.storage.store import open_store
 
 # The first is solved by whatever a model writes in its string; the others by nothing and by no model.
 PROBLEMS = [

@@ -11,13 +11,13 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from tasks.artifacts import ModelRef, Runtime, TaskScoresRef
-from tasks.benchmarks import LocalTask, NamedTask, Suite, expand_suites, pin_task
 from tasks.download import download
 from tasks.evaluate_tasks import evaluate_tasks
-from tasks.models import LocalModel, load_model, load_tokenizer
-from tasks.store import open_store
-from tasks.task_folder import read_task_folder
-from tasks.task_scores import TaskScore, TaskScores, read_scores_file
+from tasks.evaluation.benchmarks import LocalTask, NamedTask, Suite, expand_suites, pin_task
+from tasks.evaluation.task_folder import read_task_folder
+from tasks.evaluation.task_scores import TaskScore, TaskScores, read_scores_file
+from tasks.models.folders import LocalModel, load_model, load_tokenizer
+from tasks.storage.store import open_store
 
 pytestmark = pytest.mark.slow
 

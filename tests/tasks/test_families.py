@@ -12,7 +12,7 @@ from fusion_core.distributions import TopK
 from fusion_core.types import Scored, Tokens
 from tasks.artifacts import Runtime
 from tasks.engines import ModelScorer, TransformersEngine, score_tokens
-from tasks.models import encode_documents, load_tokenizer, vocabulary_of
+from tasks.models.folders import encode_documents, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
 
 DOCUMENTS = [TEXTS[0], "ab", TEXTS[2], TEXTS[1] * 2]

@@ -17,10 +17,10 @@ from fusion_core.alignment import Pair
 from fusion_core.pair_counts import PairCounts
 from fusion_core.types import Aligned, Fused, Scored, TokenDist, Tokens, VocabMap
 from fusion_core.vocabulary import Vocabulary
-from tasks import shards
 from tasks.artifacts import Manifest, ModelRef, StoreError
+from tasks.formats import shards
+from tasks.models.weight_files import check_weights
 from tasks.secrets import HIDDEN, redact, refuse_credentials
-from tasks.weight_files import check_weights
 
 FUZZ = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MOST = 100_000

@@ -10,17 +10,26 @@ import torch
 
 from fusion_core.metrics import Interval
 from tasks.artifacts import ModelRef, Runtime, ShardRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.documents import shards_of
 from tasks.download import download
 from tasks.evaluate import EvaluationSpec, evaluate
+from tasks.evaluation.gate_rules import (
+    BITS,
+    Finding,
+    GateSpec,
+    ProbedText,
+    Verdict,
+    find_verdicts,
+    read_probe,
+    read_verdict,
+)
 from tasks.gate import gate
-from tasks.gate_rules import BITS, Finding, GateSpec, ProbedText, Verdict, find_verdicts, read_probe, read_verdict
-from tasks.generation import continue_greedily
-from tasks.lineage import Library
-from tasks.models import LocalModel, load_model, load_tokenizer, vocabulary_of
+from tasks.library.lineage import Library
+from tasks.models.folders import LocalModel, load_model, load_tokenizer, vocabulary_of
+from tasks.models.generation import continue_greedily
 from tasks.probe import ProbeSpec, probe
-from tasks.store import open_store
+from tasks.storage.store import open_store
 from tests.conftest import TEXTS
 
 SPEC = ProbeSpec(prompts=6, prompt_tokens=8, max_tokens=12)
@@ -123,8 +132,8 @@ def test_a_model_whose_tokens_were_mixed_up_fails_with_its_reasons(
 
 
 def test_the_luck_of_few_prompts_marks_nobody() -> None:
-    from tasks.costs import Costs
-    from tasks.gate_rules import judge
+    from tasks.evaluation.costs import Costs
+    from tasks.evaluation.gate_rules import judge
 
     def texts(*values: float) -> list[ProbedText]:
         empty = dict.fromkeys(list(GateSpec.model_fields)[1:], 0.0)

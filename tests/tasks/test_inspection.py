@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from tasks.artifacts import Runtime, ShardRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.documents import shards_of
 from tasks.download import download, download_description
 from tasks.evaluate import EvaluationSpec, evaluate
 from tasks.extract import ExtractionSpec, extract
-from tasks.findings import PairFindings, ScoreFindings, read_findings
-from tasks.hub import read_dataset_licence
 from tasks.inspection import inspect_pair, inspect_scores
-from tasks.models import HubModel, LocalModel
-from tasks.store import open_store
+from tasks.models.folders import HubModel, LocalModel
+from tasks.models.hub import read_dataset_licence
+from tasks.preflight.findings import PairFindings, ScoreFindings, read_findings
+from tasks.storage.store import open_store
 from tests.conftest import TEXTS, ModelFactory
 from tests.tasks.conftest import Hub
 

@@ -15,8 +15,8 @@ from fusion_core.merging import Dare, Linear, MergeStrategy, Sce, Slerp, TaskAri
 from tasks.artifacts import ModelRef, Runtime
 from tasks.download import download
 from tasks.merge import check_alike, merge, merge_weights
-from tasks.models import LocalModel, load_model, load_tokenizer
-from tasks.store import open_store
+from tasks.models.folders import LocalModel, load_model, load_tokenizer
+from tasks.storage.store import open_store
 from tests.conftest import ModelFactory
 
 STRATEGIES: list[MergeStrategy] = [

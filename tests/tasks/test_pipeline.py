@@ -15,15 +15,15 @@ from fusion_core.fusion import MinCE
 from fusion_core.vocab_mapping import BytePiece
 from tasks.align import align
 from tasks.artifacts import AlignedRef, FusedRef, ModelRef, Ref, Runtime, ScoredRef, ShardRef
+from tasks.corpora.documents import read_documents, shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.documents import read_documents, shards_of
 from tasks.download import download
 from tasks.evaluate import EvaluationSpec, evaluate
 from tasks.extract import ExtractionSpec, extract
+from tasks.formats.shards import read_aligned, read_fused, read_scored
 from tasks.fuse import fuse
-from tasks.models import LocalModel, load_model
-from tasks.shards import read_aligned, read_fused, read_scored
-from tasks.store import Store, open_store
+from tasks.models.folders import LocalModel, load_model
+from tasks.storage.store import Store, open_store
 from tasks.train import train
 from tasks.training.spec import TrainingSpec
 from tasks.vocab import map_vocab

@@ -11,7 +11,7 @@ from flows.recipe import Recipe
 from fusion_core.alignment import Pair
 from fusion_core.min_edit import MinEdit
 from fusion_core.types import Scored, TokenDist
-from tasks.shards import read_aligned, read_fused, read_scored, write_aligned, write_fused, write_scored
+from tasks.formats.shards import read_aligned, read_fused, read_scored, write_aligned, write_fused, write_scored
 from tests.golden.alignments import _map, _Sides, _tokens
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"

@@ -24,14 +24,14 @@ from fusion_core.reference import (
 from fusion_core.types import Fused, TokenDist, Tokens
 from tasks.align import align
 from tasks.artifacts import AlignedRef, ModelRef, Runtime, ScoredRef, ShardRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.documents import shards_of
 from tasks.download import download
 from tasks.extract import extract
+from tasks.formats.shards import read_aligned, read_fused, read_scored
 from tasks.fuse import fuse
-from tasks.models import LocalModel, load_model
-from tasks.shards import read_aligned, read_fused, read_scored
-from tasks.store import open_store
+from tasks.models.folders import LocalModel, load_model
+from tasks.storage.store import open_store
 from tasks.train import train
 from tasks.training.batches import Collator, Example
 from tasks.training.loss import install_loss_head, training_loss

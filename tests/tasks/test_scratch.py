@@ -8,9 +8,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifacts import Runtime, ShardRef, TokenizerRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.documents import shards_of
-from tasks.models import load_model, load_tokenizer, load_vocabulary
+from tasks.models.folders import load_model, load_tokenizer, load_vocabulary
 from tasks.scratch import (
     ArchitectureSpec,
     ByteLevelBpe,
@@ -22,7 +22,7 @@ from tasks.scratch import (
     init_model,
     train_tokenizer,
 )
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 TEXTS = [
     f"def add_{i}(left, right):\n    return left + right * {i}\n\nThe sum of é and ü, {i} times.\n" for i in range(60)

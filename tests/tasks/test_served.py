@@ -20,8 +20,8 @@ from tasks.engines import EndpointEngine, TransformersEngine, VllmEngine, score_
 from tasks.engines.forward import NOT_FINITE
 from tasks.engines.served import rows_of
 from tasks.engines.vllm_engine import read_output
-from tasks.models import encode_documents, load_model, load_tokenizer, vocabulary_of
-from tasks.transient import is_transient
+from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
+from tasks.running.transient import is_transient
 from tests.conftest import TEXTS, ModelFactory
 
 K = 4

@@ -14,11 +14,11 @@ import pytest
 
 from fusion_core.spec import Spec
 from tasks.artifacts import CorpusRef, ModelRef, Runtime, ShardRef, StoreError, TextsRef
-from tasks.environment import environment
-from tasks.planning import planning
-from tasks.progress import Event, listening
+from tasks.running.environment import environment
+from tasks.running.planning import planning
+from tasks.running.progress import Event, listening
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 CALLS: list[str] = []
 

@@ -21,11 +21,11 @@ from prefect.runtime import flow_run
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.artifacts import Runtime, StoreError, TextsRef
-from tasks.planning import ShardsFailed, resolve, settle
-from tasks.progress import listening
+from tasks.running.planning import ShardsFailed, resolve, settle
+from tasks.running.progress import listening
+from tasks.running.stopping import Stopped, stoppable
 from tasks.step import Output, step
-from tasks.stopping import Stopped, stoppable
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 CALLS: list[str] = []
 

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.artifacts import Runtime
-from tasks.installed import InstalledText, is_prose
-from tasks.store import open_store
+from tasks.corpora.installed import InstalledText, is_prose
+from tasks.storage.store import open_store
 from tasks.texts import (
     InstalledTexts,
     Split,

@@ -14,7 +14,7 @@ from tasks.artifacts import EvaluationRef, ModelRef, Runtime
 from tasks.report.arms import CONTROLS, SOURCES, Arm, ArmRun, ArmTable, read_table
 from tasks.report.study import CSV, MARKDOWN, PAGE, tabulate
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 SIZES = {"code": [100, 250, 70, 400], "prose": [900, 30, 60]}
 

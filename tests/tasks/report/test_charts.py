@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion_core.metrics import Interval
+from tasks.quantities import format_bytes, format_seconds
 from tasks.report.charts import WIDTH, Mark, curve, interval_plot, padded, round_ticks, shorten
 from tasks.report.markup import Html, element, join, share
-from tasks.report.quantities import format_bytes, format_seconds
 
 
 class Text(HTMLParser):

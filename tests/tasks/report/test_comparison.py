@@ -13,7 +13,7 @@ from tasks.artifacts import EvaluationRef, ModelRef, Runtime
 from tasks.report import Comparison, ReportRow, read_comparison, report
 from tasks.report.comparison import compare
 from tasks.step import Output, step
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 @step(version=1)

@@ -2,10 +2,10 @@
 
 from fusion_core.metrics import Interval
 from tasks.artifacts import EvaluationRef, ModelRef
-from tasks.gate_rules import BITS, Finding, Verdict
+from tasks.evaluation.gate_rules import BITS, Finding, Verdict
+from tasks.evaluation.task_scores import TaskScore
 from tasks.report.comparison import Comparison, Role, Standing
 from tasks.report.conduct import describe_conduct, gate_line
-from tasks.task_scores import TaskScore
 
 
 def standing(name: str, role: Role, gate: Verdict | None = None, **fields: object) -> Standing:

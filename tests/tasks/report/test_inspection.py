@@ -2,10 +2,11 @@
 
 import re
 
-from tasks.findings import Inspection, ModelScores, Rows, ScoreFindings, Verdict
+from tests.tasks.test_verdicts import MODEL, pair
+
+from tasks.preflight.findings import Inspection, ModelScores, Rows, ScoreFindings, Verdict
 from tasks.report.inspection import render_inspection
 from tests.tasks.report.test_page import ATTACK, Reader
-from tests.tasks.test_verdicts import MODEL, pair
 
 
 def inspection(name: str = "mpt", **changes: object) -> Inspection:

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.report.evidence import Manifests, read_ancestry
 from tasks.report.lineage_graph import Box, collapse, draw_lineage
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 
 def ancestry(run: Any) -> Manifests:

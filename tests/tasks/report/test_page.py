@@ -13,7 +13,7 @@ import pytest
 
 from tasks.report import report
 from tasks.report.markup import markdown_text
-from tasks.store import open_store
+from tasks.storage.store import open_store
 
 VOID = {"meta"}
 ATTACK = "<script>alert('x')</script>\"&</title></style>"

@@ -14,15 +14,15 @@ from torch import Tensor
 from fusion_core.distributions import TopK
 from fusion_core.fusion import MinCE
 from tasks.artifacts import FusedRef, ModelRef, Ref, Runtime, ShardRef
+from tasks.corpora.documents import shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
-from tasks.documents import shards_of
 from tasks.download import download
 from tasks.extract import ExtractionSpec, extract
 from tasks.fuse import fuse
-from tasks.models import LocalModel
-from tasks.store import Store, open_store
+from tasks.models.folders import LocalModel
+from tasks.runtime import TrainingRuntime
+from tasks.storage.store import Store, open_store
 from tasks.training.child import run_training
-from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import TrainingJob, TrainingSpec
 from tests.conftest import TEXTS, ModelFactory
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fusion_core.types import TokenDist
-from tasks.documents import read_documents
-from tasks.shards import FusedRows, read_fused
+from tasks.corpora.documents import read_documents
+from tasks.formats.shards import FusedRows, read_fused
 from tasks.training.examples import Examples, write_sequences
 from tests.tasks.training.conftest import Lesson
 

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from fusion_core.divergences import ReferenceCrossEntropy
+from tasks.runtime import TrainingRuntime
 from tasks.train import train
 from tasks.training.batches import Collator
 from tasks.training.examples import Examples, write_sequences
 from tasks.training.failures import TrainingFailed
 from tasks.training.launch import _record
 from tasks.training.network import check_packing
-from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import LoRA, TrainingSpec
 from tests.tasks.training.conftest import Lesson, assert_same_course, learn, weights_of
 

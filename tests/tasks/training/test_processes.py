@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasks.runtime import TrainingRuntime
 from tasks.train import train
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.launch import run_child
-from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import TrainingJob, TrainingSpec
 from tests.tasks.training.conftest import Lesson, assert_same_course, learn
 

@@ -7,12 +7,12 @@ import psutil
 import pytest
 
 from tasks.artifacts import Runtime
-from tasks.progress import Event, listening
-from tasks.store import Store
+from tasks.running.progress import Event, listening
+from tasks.runtime import TrainingRuntime
+from tasks.storage.store import Store
 from tasks.train import train
 from tasks.training.checkpoints import CHECKPOINTS, MARK, Checkpoints
 from tasks.training.failures import TrainingFailed
-from tasks.training.runtime import TrainingRuntime
 from tasks.training.spec import TrainingSpec
 from tests.tasks.training.conftest import Lesson, learn
 

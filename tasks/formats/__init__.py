@@ -1,0 +1,1 @@
+"""Distributions on disk: shards of ragged rows in narrow columns."""

@@ -1,0 +1,1 @@
+"""What an inspection finds before anything is spent: needs and verdicts."""

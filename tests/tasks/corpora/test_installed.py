@@ -1,0 +1,142 @@
+"""Cleaning: code keeps its meaning without docstrings, prose is English, licences are gone."""
+
+import ast
+import textwrap
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tasks.corpora.installed import (
+    SourceFile,
+    code_without_docstrings,
+    distribution_files,
+    is_prose,
+    keep_prose,
+    prose_of_docstrings,
+    read_documents,
+    standard_library_files,
+    without_licence,
+)
+
+MODULE = textwrap.dedent('''\
+    # Copyright (c) 2001 Somebody. All rights reserved.
+    # Licensed under the terms of something.
+
+    """What the module does, which is told here in a sentence of more than eight words."""
+    import os  # stays
+
+    TABLE = """
+    not a docstring, since it is assigned
+    """
+
+    class Thing(Base):
+        """Only a docstring."""
+
+    class Other:
+        """The other thing is not the same as the first one, and it has a method."""
+
+        def method(self):
+            """Return what is asked for.
+
+            The result is the same as that of the function, but it is cached for all of the callers.
+
+            >>> Other().method()
+            3
+            """
+            # comments stay
+            return 3
+
+        def short(self): "é"; return 4
+    ''')
+
+
+def test_docstrings_go_and_everything_else_stays() -> None:
+    code = code_without_docstrings(MODULE, ast.parse(MODULE))
+    for kept in ("not a docstring", "# comments stay", "# stays"):
+        assert kept in code
+    for gone in ("What the module does", "Only a docstring", "The other thing", "cached for all", "Copyright"):
+        assert gone not in code
+
+
+def test_code_without_docstrings_means_the_same() -> None:
+    code = code_without_docstrings(MODULE, ast.parse(MODULE))
+    found: dict[str, object] = {"Base": object}
+    exec(compile(code, "module", "exec"), found)
+    other = found["Other"]()  # type: ignore[operator]
+    assert (other.method(), other.short()) == (3, 4)
+    assert found["TABLE"] == "\nnot a docstring, since it is assigned\n"
+
+
+def test_prose_is_the_english_part_of_docstrings_in_order() -> None:
+    assert prose_of_docstrings(ast.parse(MODULE)).split("\n\n") == [
+        "What the module does, which is told here in a sentence of more than eight words.",
+        "The other thing is not the same as the first one, and it has a method.",
+        "The result is the same as that of the function, but it is cached for all of the callers.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "paragraph",
+    [
+        "Return the thing.",
+        ">>> this is the result of a call in the shell and it is not a sentence",
+        "x = [f(a, b) for a in range(10) if a in b and b is not None or a == 3]",
+        "===== ===== ===== the first and the second of the columns ===== ===== =====",
+        "int float str list dict tuple set frozenset bytes bytearray memoryview range",
+    ],
+)
+def test_code_tables_and_headings_are_not_prose(paragraph: str) -> None:
+    assert not is_prose(paragraph)
+    assert keep_prose(paragraph) == ""
+
+
+def test_prose_is_flush_left() -> None:
+    text = "Heading\n\n    The lines of this paragraph are all of them\n      indented, and that is not what is wanted."
+    assert keep_prose(text) == "The lines of this paragraph are all of them\nindented, and that is not what is wanted."
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("/* Copyright X\n * more */\n#pragma once\nint a;\n", "#pragma once\nint a;\n"),
+        ("// SPDX-License-Identifier: MIT\n// more\n\n// What it is.\nint a;\n", "// What it is.\nint a;\n"),
+        ("// What it is.\nint a; // licence\n", "// What it is.\nint a; // licence\n"),
+        ("#include <a.h>\n// Copyright\n", "#include <a.h>\n// Copyright\n"),
+        ("// Copyright\n#include <a.h>\n", "#include <a.h>\n"),
+        ("#!/bin/python\n# License: BSD\nimport os\n", "import os\n"),
+    ],
+)
+def test_only_licences_at_the_top_are_removed(source: str, expected: str) -> None:
+    assert without_licence(source) == expected
+
+
+@pytest.mark.parametrize("content", [b"x = '\\d'\n", b"x = '\xff'\n", b"def (:\n", b""])
+def test_reading_warns_of_nothing_and_skips_what_is_not_python(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_documents(SourceFile("module.py", path))
+    assert [d.text for d in found if d.text.strip()] == ([content.decode()] if b"\\d" in content else [])
+
+
+def test_generated_headers_are_left_out_and_the_wheels_guard_goes(tmp_path: Path) -> None:
+    path = tmp_path / "a.h"
+    guard = "#if !defined(TORCH_STABLE_ONLY) && !defined(TORCH_TARGET_VERSION)\n"
+    path.write_text(f'{guard}// Copyright\n#pragma once\nint a;\n\n#else\n#error "no"\n#endif\n')
+    assert [d.text for d in read_documents(SourceFile("a.h", path))] == ["#pragma once\nint a;\n"]
+    path.write_text("// @generated by a program\nint a;\n")
+    assert [d.text for d in read_documents(SourceFile("a.h", path))] == [""]
+
+
+def test_names_of_files_tell_nothing_about_this_machine() -> None:
+    files = standard_library_files()
+    assert len(files) > 200
+    assert all(f.name.startswith("python/") and f.path.is_file() for f in files)
+    assert not any("test" in f.name.split("/") or "site-packages" in f.name for f in files)
+
+
+def test_a_distribution_that_is_not_installed_is_refused() -> None:
+    with pytest.raises(ValueError, match="'no-such-thing', found it not installed"):
+        distribution_files("no-such-thing", (".py",))
