@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from tests.tasks.test_retention import note
-
 from tasks.artifacts import Runtime
 from tasks.library.lineage import Library, runs
 from tasks.storage.store import open_store
 from tests.flows.conftest import Cli
+from tests.tasks.library.test_retention import note
 
 
 def test_a_dry_run_tells_what_goes_and_the_real_one_removes_just_that(cli: Cli, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_provenance import Bench
 
 from tasks.artifacts import ModelRef, Runtime
 from tasks.corpora.documents import list_shards, text_id
@@ -12,6 +11,7 @@ from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.library.lineage import Library
 from tasks.storage.store import open_store
 from tests.flows.conftest import Cli
+from tests.tasks.publishing.test_provenance import Bench
 
 TEXT = "what the model has read"
 

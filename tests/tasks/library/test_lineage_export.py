@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import rdflib
 from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-from tests.tasks.test_provenance import Bench
 
 from tasks.artifacts import Manifest, Runtime
 from tasks.library.lineage import Library
 from tasks.library.lineage_export import to_openlineage, to_prov
 from tasks.storage.store import open_store
+from tests.tasks.publishing.test_provenance import Bench
 
 PROV = rdflib.Namespace("http://www.w3.org/ns/prov#")
 FUSE = rdflib.Namespace("urn:llm-fuse:")

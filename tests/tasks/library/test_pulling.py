@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_lineage import Run, download, run_pipeline
 
 from tasks.artifacts import FusedRef, ModelRef, Runtime, StoreError
 from tasks.library.garbage import find_garbage
@@ -13,6 +12,7 @@ from tasks.library.pulling import parse_uri, pull
 from tasks.step import Output, step
 from tasks.storage.claims import Claims
 from tasks.storage.store import MANIFEST, Store, open_store
+from tests.tasks.library.test_lineage import Run, download, run_pipeline
 
 
 @step(version=1)

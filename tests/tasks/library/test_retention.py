@@ -4,13 +4,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_garbage import download, extract
 
 from tasks.artifacts import Ref, Runtime
 from tasks.library.garbage import find_expired, find_garbage, sweep
 from tasks.library.lineage import Library, RunRecord, record_run, runs
 from tasks.library.retention import Retention
 from tasks.storage.store import Store, open_store
+from tests.tasks.library.test_garbage import download, extract
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.tasks.test_provenance import Bench, merge
 
 from fusion_core.spec import Spec
 from tasks.artifacts import CorpusRef, EvaluationRef, ModelRef, Ref, Runtime, ShardRef
@@ -14,6 +13,7 @@ from tasks.library.lineage import Library
 from tasks.library.tracing import Difference, compare_artifacts, trace_document
 from tasks.step import Output, step
 from tasks.storage.store import open_store
+from tests.tasks.publishing.test_provenance import Bench, merge
 
 TEXTS = {name: " ".join(f"{name}{number}" for number in range(30)) for name in "abc"}
 

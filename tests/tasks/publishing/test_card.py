@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.tasks.test_provenance import Bench, merge
 
 from tasks.artifacts import ModelRef, Runtime
 from tasks.library.lineage import Library
@@ -13,6 +12,7 @@ from tasks.publishing.card import write_card
 from tasks.publishing.provenance import Provenance, read_provenance
 from tasks.report import report
 from tasks.storage.store import open_store
+from tests.tasks.publishing.test_provenance import Bench, merge
 from tests.tasks.report.conftest import build_run
 
 HOSTILE = "<img src=x onerror=alert(1)> | a\n\n# b `c` [d](http://e)"

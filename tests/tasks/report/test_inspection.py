@@ -2,10 +2,9 @@
 
 import re
 
-from tests.tasks.test_verdicts import MODEL, pair
-
 from tasks.preflight.findings import Inspection, ModelScores, Rows, ScoreFindings, Verdict
 from tasks.report.inspection import render_inspection
+from tests.tasks.preflight.test_verdicts import MODEL, pair
 from tests.tasks.report.test_page import ATTACK, Reader
 
 
