@@ -150,7 +150,7 @@ def write_recipe(folder: Path) -> None:
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (folder / "held.jsonl").write_text(json.dumps({"text": "Words that nobody has learned from, held out.\n"}) + "\n")
     documents = (Files(paths=(str(folder / "texts.jsonl"),), format="jsonl"),)
-    corpus = CorpusSpec(documents=documents, max_bytes=96, shard_bytes=6 * len(texts[0]))
+    corpus = CorpusSpec(documents=documents, max_bytes=96, shard_bytes=6 * len(texts[0]), sharding="by_size")
     runtime = Runtime(root=str(folder / "models"), device="cpu")
     shards = shards_of(build_corpus.fn(corpus, [], runtime=runtime), runtime)
     assert len(shards) == SHARDS, f"expected {SHARDS} shards, made {len(shards)}"
