@@ -1,6 +1,6 @@
 """What models are measured by: held-out text, tasks, and for the fused one its smoke gate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flows.comparison import Comparison
 from flows.corpora import build_shards
@@ -26,7 +26,8 @@ def measure_models(
         for name, _, model in models
     ]
     asked = [ask_tasks(name, model, evaluation.tasks, evaluation.spec.dtype, runtime) for name, _, model in models]
-    verdict = _judge_fused(models, costs, shards, evaluation, runtime)
+    written = _have_written(models, shards, evaluation, runtime)
+    verdict = _judge_fused(models, costs, written, evaluation, runtime)
     return [
         ReportRow(
             name=name,
@@ -35,6 +36,7 @@ def measure_models(
             evaluation=cost.result(),
             tasks=tuple(scores.result() for scores in answers),
             verdict=verdict.result() if verdict is not None and role == "fused" else None,
+            probe=written[name].result() if name in written else None,
         )
         for (name, role, model), cost, answers in zip(models, costs, asked, strict=True)
     ]
@@ -52,10 +54,23 @@ def ask_tasks(
     ]
 
 
+def _have_written(
+    models: Sequence[tuple[str, Role, Future]], shards: list[ShardRef], evaluation: Comparison, runtime: Runtime
+) -> dict[str, Future]:
+    """What the target writes before and after each training of it, by name; nothing where the recipe wants no gate."""
+    if evaluation.gate is None:
+        return {}
+    return {
+        name: probe.submit(model, shards, evaluation.probe, runtime=runtime, label=f"probe {name}")
+        for name, role, model in models
+        if role != "source"
+    }
+
+
 def _judge_fused(
     models: Sequence[tuple[str, Role, Future]],
     costs: Sequence[Future],
-    shards: list[ShardRef],
+    written: Mapping[str, Future],
     evaluation: Comparison,
     runtime: Runtime,
 ) -> Future | None:
@@ -63,10 +78,8 @@ def _judge_fused(
     if evaluation.gate is None:
         return None
     found = {role: (name, model, cost) for (name, role, model), cost in zip(models, costs, strict=True)}
-    after, before = found["fused"], found["target"]
-    probes = [
-        probe.submit(model, shards, evaluation.probe, runtime=runtime, label=f"probe {name}")
-        for name, model, _ in (after, before)
-    ]
-    name, model, cost = after
-    return gate.submit(model, *probes, cost, before[2], evaluation.gate, runtime=runtime, label=f"gate {name}")
+    (name, model, cost), (before, _, cost_before) = found["fused"], found["target"]
+    return gate.submit(
+        model, written[name], written[before], cost, cost_before, evaluation.gate,
+        runtime=runtime, label=f"gate {name}",
+    )  # fmt: skip

@@ -12,9 +12,9 @@ import numpy as np
 
 from fusion_core.metrics import Interval
 from fusion_core.spec import Spec
-from tasks.artifacts import EvaluationRef, ModelRef, ReportRef, TaskScoresRef, VerdictRef
+from tasks.artifacts import EvaluationRef, ModelRef, ProbeRef, ReportRef, TaskScoresRef, VerdictRef
 from tasks.evaluation.costs import RESAMPLES, SEED, Costs, check_same_documents
-from tasks.evaluation.gate_rules import Verdict, read_verdict
+from tasks.evaluation.gate_rules import ProbedText, Verdict, read_probe, read_verdict
 from tasks.evaluation.task_scores import SCORES, TaskScore, read_scores_file
 from tasks.storage.store import Store
 
@@ -24,7 +24,7 @@ Role = Literal["source", "target", "baseline", "fused"]
 
 
 class ReportRow(Spec):
-    """One model of the table, what it paid for the held-out text, what it earned on tasks, and the verdict on it."""
+    """One model of the table: what it paid for the held-out text, earned on tasks and wrote, and the verdict on it."""
 
     name: str
     role: Role
@@ -32,6 +32,7 @@ class ReportRow(Spec):
     evaluation: EvaluationRef
     tasks: tuple[TaskScoresRef, ...] = ()
     verdict: VerdictRef | None = None
+    probe: ProbeRef | None = None
 
 
 class Domain(Spec):
@@ -47,6 +48,7 @@ class Standing(Spec):
 
     calibration_error: over all tokens, 0 to 1; None where the evaluation doesn't say.
     scores: its headline score on each entry of the list of tasks. gate: None for a model that wasn't judged.
+    written: how it went on by itself after one held-out prompt of each domain; empty where it was not asked to.
     """
 
     name: str
@@ -55,11 +57,13 @@ class Standing(Spec):
     evaluation: EvaluationRef
     tasks: tuple[TaskScoresRef, ...] = ()
     verdict: VerdictRef | None = None
+    probe: ProbeRef | None = None
     domains: tuple[Interval, ...]
     mean: Interval
     calibration_error: float | None = None
     scores: tuple[TaskScore, ...] = ()
     gate: Verdict | None = None
+    written: tuple[ProbedText, ...] = ()
 
 
 class Difference(Spec):
@@ -177,7 +181,12 @@ def _standing(store: Store, row: ReportRow, costs: Costs) -> Standing:
         calibration_error=calibration.get("", {}).get("error"),
         scores=tuple(read_scores_file(store.fetch(ref, [SCORES])).headline for ref in row.tasks),
         gate=None if row.verdict is None else read_verdict(store.fetch(row.verdict)),
+        written=() if row.probe is None else _first_of_each_domain(read_probe(store.fetch(row.probe))),
     )
+
+
+def _first_of_each_domain(texts: Sequence[ProbedText]) -> tuple[ProbedText, ...]:
+    return tuple({text.domain: text for text in reversed(texts)}.values())[::-1]
 
 
 def _regressions(difference: Difference, domains: Sequence[str]) -> list[Regression]:

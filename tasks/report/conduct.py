@@ -8,7 +8,7 @@ from tasks.report.markup import Html, element, heading, panels, paragraph, row, 
 
 def describe_conduct(comparison: Comparison) -> list[Html]:
     """The sections, without those about which nothing was measured."""
-    return [*_gate(comparison.fused), *_tasks(comparison), *_calibration(comparison)]
+    return [*_gate(comparison.fused), *_writing(comparison), *_tasks(comparison), *_calibration(comparison)]
 
 
 def gate_line(standing: Standing) -> str:
@@ -48,6 +48,25 @@ def _gate(fused: Standing) -> list[Html]:
             "interval above zero."
         ),
         table(["domain", "measure", "before", "after", "change", "bound"], rows),
+    ]
+
+
+def _writing(comparison: Comparison) -> list[Html]:
+    """One prompt of each domain and how the models went on, side by side."""
+    asked = [standing for standing in comparison.standings if standing.written]
+    if not asked:
+        return []
+    parts = []
+    for number, text in enumerate(asked[0].written):
+        answers = [(s.name, element("pre", s.written[number].text)) for s in asked]
+        parts += [element("h3", f"{text.domain}, after"), element("pre", text.prompt), panels(answers)]
+    return [
+        heading("What the models write"),
+        paragraph(
+            "The likeliest token each time, from the beginning of the first held-out document of each domain that is "
+            "long enough: one look, no measure. The gate counts over all prompts."
+        ),
+        *parts,
     ]
 
 

@@ -2,7 +2,7 @@
 
 from fusion_core.metrics import Interval
 from tasks.artifacts import EvaluationRef, ModelRef
-from tasks.evaluation.gate_rules import BITS, Finding, Verdict
+from tasks.evaluation.gate_rules import BITS, Finding, ProbedText, Verdict
 from tasks.evaluation.task_scores import TaskScore
 from tasks.report.comparison import Comparison, Role, Standing
 from tasks.report.conduct import describe_conduct, gate_line
@@ -10,7 +10,9 @@ from tasks.report.conduct import describe_conduct, gate_line
 
 def standing(name: str, role: Role, gate: Verdict | None = None, **fields: object) -> Standing:
     mean = Interval(1.0, 0.9, 1.1)
-    model, evaluation = ModelRef(step="train", fingerprint=name), EvaluationRef(step="evaluate", fingerprint=name)
+    fingerprint = name.replace(" ", "-")
+    model = ModelRef(step="train", fingerprint=fingerprint)
+    evaluation = EvaluationRef(step="evaluate", fingerprint=fingerprint)
     return Standing(
         name=name, role=role, model=model, evaluation=evaluation, domains=(mean,), mean=mean, gate=gate, **fields
     )
@@ -65,3 +67,18 @@ def test_scores_and_calibration_are_tables_of_all_models() -> None:
     assert "0.250" in shown
     assert "0.750" in shown
     assert "0.0312" in shown
+
+
+def test_what_models_write_stands_side_by_side_under_its_prompt() -> None:
+    def written(text: str) -> tuple[ProbedText, ...]:
+        return (ProbedText(document="d", domain="prose", prompt="Once <b>", text=text, ended=False, symptoms={}),)
+
+    source = standing("teacher", "source")
+    alone, fused = (
+        standing("CLM only", "baseline", written=written("and on")),
+        standing("fused", "fused", written=written("a <i>")),
+    )
+    shown = page(source, alone, fused)
+    assert "prose, after" in shown
+    assert shown.index("Once &lt;b&gt;") < shown.index("and on") < shown.index("a &lt;i&gt;")
+    assert "teacher" not in shown
