@@ -53,7 +53,7 @@ class Files(Spec):
     kind: Literal["files"] = "files"
     paths: Annotated[tuple[Address, ...], PINNED] = Field(
         title="Paths",
-        description="Files or globs: texts/*.txt, s3://bucket/*.jsonl.zst; .gz, .bz2, .xz, .zst are read.",
+        description="Files or globs: `texts/*.txt`, `s3://bucket/*.jsonl.zst`; .gz, .bz2, .xz, .zst are read.",
         min_length=1,
     )
     format: FileFormat = Field(

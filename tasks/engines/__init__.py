@@ -5,9 +5,10 @@
 An engine is a `Spec` that opens a model, so that another one (a server, another library) is another word in a recipe.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tasks.engines.batches import pad_batch, plan_batches
 from tasks.engines.devices import Dtype, pick_device, tokens_per_batch
@@ -18,7 +19,16 @@ from tasks.engines.scoring import DocumentRows, Problem, Scorer, score_tokens, w
 from tasks.engines.sizes import check_window, count_parameters, fitting_bytes
 from tasks.engines.vllm_engine import VllmEngine
 
-Engine = Annotated[TransformersEngine | EndpointEngine | VllmEngine, Field(discriminator="kind")]
+
+def _usual_kind(value: object) -> object:
+    """A mapping without a kind is the usual engine's: `{dtype: float16}` says enough."""
+    return {"kind": "transformers", **value} if isinstance(value, Mapping) else value
+
+
+Engine = Annotated[
+    Annotated[TransformersEngine | EndpointEngine | VllmEngine, Field(discriminator="kind")],
+    BeforeValidator(_usual_kind),
+]
 
 __all__ = [
     "DocumentRows",

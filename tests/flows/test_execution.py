@@ -47,6 +47,7 @@ def test_a_step_travels_by_its_name() -> None:
 
 @pytest.mark.usefixtures("_server")
 @pytest.mark.parametrize("cluster", CLUSTERS)
+@pytest.mark.slow
 def test_a_cluster_makes_the_same_bytes(bench: Bench, tmp_path: Path, cluster: str) -> None:
     if not is_installed(cluster):
         pytest.skip(f"prefect-{cluster} is not installed")

@@ -23,6 +23,7 @@ from tasks.extract import ExtractionSpec, extract
 from tasks.formats.shards import read_aligned, read_fused, read_scored
 from tasks.fuse import fuse
 from tasks.models.folders import LocalModel, load_model
+from tasks.runtime import TrainingRuntime
 from tasks.storage.store import Store, open_store
 from tasks.train import train
 from tasks.training.spec import TrainingSpec
@@ -149,6 +150,7 @@ def test_language_modelling_alone_sees_the_same_batches_and_its_loss_is_the_libr
     assert alone["train_loss"] == pytest.approx(nats / labels, abs=2e-5)
 
 
+@pytest.mark.slow
 def test_a_rising_lm_weight_lets_the_teacher_fade_out(made: Made) -> None:
     options = {"lm_weight": 0.0, "learning_rate": 1e-9, "batch_sequences": 4, "warmup_share": 0.0}
     fixed, rising = (
@@ -247,7 +249,7 @@ def test_fusing_nothing_is_refused(made: Made) -> None:
         fuse.fn(made.own[0], [], MinCE(), False, runtime=made.runtime)
 
 
-def test_the_training_childs_last_words_reach_the_error(made: Made, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_is_refused_in_a_line_from_the_training_child(made: Made, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     folder = made.store.fetch(made.target)
@@ -256,8 +258,16 @@ def test_the_training_childs_last_words_reach_the_error(made: Made, tmp_path: Pa
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 48}))
     model = download.fn(LocalModel(path=str(broken)), runtime=made.runtime)
-    with pytest.raises(RuntimeError, match=r"(?s)the child ended without a model \(exit code 1\); .*Error"):
+    with pytest.raises(ValueError, match=r"its config.json describes a model that can't be"):
         train.fn(model, made.shards, [], TrainingSpec(lm_weight=1), runtime=made.runtime)
+
+
+def test_the_training_childs_last_words_reach_the_error(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "accelerate.yaml").write_text("mixed_precision: bf16")
+    training = TrainingRuntime(accelerate_config=str(tmp_path / "accelerate.yaml"))
+    runtime = made.runtime.model_copy(update={"training": training})
+    with pytest.raises(RuntimeError, match=r"(?s)the child ended without a model \(exit code 1\); .*distributed_type"):
+        train.fn(made.target, made.shards, [], TrainingSpec(lm_weight=1, seed=77), runtime=runtime)
 
 
 def test_a_bucket_gets_the_same_fingerprints_and_bytes_as_a_disk(made: Made, s3_root: str, tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_checkpoints_of_another_model_or_layout_are_not_found(store: Store, tmp_
     assert Checkpoints(store, ADDRESS).newest() is not None
 
 
+@pytest.mark.slow
 def test_a_child_killed_by_the_kernel_is_explained_and_the_next_call_goes_on(lesson: Lesson, tmp_path: Path) -> None:
     runtime = lesson.runtime.model_copy(update={"training": OFTEN})
     steps: list[int] = []
