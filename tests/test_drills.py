@@ -27,7 +27,6 @@ def hold(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_a_step_over_a_breaking_line_and_eight_processes_on_one_root_keep_their_promises() -> None:
     table = hold("storage", "concurrency")
     assert table.count("kept") == 5
