@@ -23,6 +23,7 @@ from tasks.corpora.document_sources import (
     mix,
     pin_sources,
     read_sources,
+    unchanged_files,
 )
 from tasks.corpora.documents import SHARDS, Document, digest_of, read_documents, split_text, write_documents
 from tasks.corpora.overlap import Decontamination, ExactDuplicates, HeldOutText, NearDuplicates, SeenTexts
@@ -91,7 +92,7 @@ def pin_documents(
     """What the documents are today: digests of the files' contents (an ETag on remote stores), commits of data sets."""
     store = open_store(runtime)
     pins = pin_sources(spec.documents, store)
-    against = spec.decontamination.against if spec.decontamination else ()
+    against = _against(spec)
     return pins | ({"against": pin_sources(against, store)} if against else {})
 
 
@@ -109,30 +110,40 @@ def build_corpus(
             "recipe, or name text in decontamination.against (a corpus outside a recipe's own has no evaluation)"
         )
     store = open_store(runtime)
-    sources = read_sources(spec.documents, texts, store, out.pins)
-    documents = chain.from_iterable(sources) if spec.mixture is None else mix(sources, spec.mixture)
-    sieve = _Sieve(spec, _held_out_texts(spec, held_out, store, out.pins))
+    pins: Mapping[str, Any] = out.pins  # Any: as `pin_documents` left it
+    with unchanged_files(spec.documents, pins), unchanged_files(_against(spec), pins.get("against", {})):
+        sources = read_sources(spec.documents, texts, store, pins)
+        documents = chain.from_iterable(sources) if spec.mixture is None else mix(sources, spec.mixture)
+        sieve = _Sieve(spec, _held_out_texts(spec, held_out, store, pins))
+        marks, counts = _write_shards(spec, sieve.keep(documents), out)
+        if not marks:
+            raise ValueError(
+                "corpus.documents: expected at least one document with text, found none; check paths, split, domains "
+                f"and why {len(sieve.left_out)} documents were left out"
+            )
+    for number, source in enumerate(spec.documents):
+        if isinstance(source, HubDataset):
+            remember_commit("dataset", source.id, source.revision, str(pins[str(number)]), store)
+    (out.dir / SHARDS).write_text(json.dumps(marks))
+    (out.dir / LEFT_OUT).write_text(json.dumps(sieve.left_out, indent=1))
+    out.facts |= {"documents": sieve.kept, **counts, **sieve.facts()}
+    return out.ref(CorpusRef, num_shards=len(marks))
+
+
+def _write_shards(
+    spec: CorpusSpec, documents: Iterable[Document], out: Output
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """The shards' marks in order and, for the manifest, how much is in them."""
     cut = cut_by_content if spec.sharding == "by_content" else cut_by_size
-    marks, domains, size = [], dict[str, int](), 0
-    for index, pieces in enumerate(cut(_pieces(sieve.keep(documents), spec.max_bytes), spec.shard_bytes)):
+    marks, domains, size = list[dict[str, object]](), dict[str, int](), 0
+    for index, pieces in enumerate(cut(_pieces(documents, spec.max_bytes), spec.shard_bytes)):
         marks.append({"digest": digest_of(pieces), "pieces": len(pieces)})
         write_documents(out.dir, index, pieces)
         for piece in pieces:
             size += len(piece.text.encode())
             domains[piece.domain] = domains.get(piece.domain, 0) + 1
-    if not marks:
-        raise ValueError(
-            "corpus.documents: expected at least one document with text, found none; check paths, split, domains and "
-            f"why {len(sieve.left_out)} documents were left out"
-        )
-    for number, source in enumerate(spec.documents):
-        if isinstance(source, HubDataset):
-            remember_commit("dataset", source.id, source.revision, str(out.pins[str(number)]), store)
-    (out.dir / SHARDS).write_text(json.dumps(marks))
-    (out.dir / LEFT_OUT).write_text(json.dumps(sieve.left_out, indent=1))
     counts = {"pieces": sum(domains.values()), "bytes": size, "shards": len(marks), "pieces_per_domain": domains}
-    out.facts |= {"documents": sieve.kept, **counts, **sieve.facts()}
-    return out.ref(CorpusRef, num_shards=len(marks))
+    return marks, counts
 
 
 class _Sieve:
@@ -157,7 +168,7 @@ class _Sieve:
             yield document
 
     def facts(self) -> dict[str, object]:
-        """How many were left out for which reason, and the ids of the first that held-out text had."""
+        """How many were left out for which reason, the ids of the first that held-out text had."""
         reasons = [entry["reason"] for entry in self.left_out]
         held_out = [entry["id"] for entry in self.left_out if entry["reason"] == "held out"]
         return {
@@ -193,9 +204,12 @@ def _held_out_texts(
             if piece.final:
                 yield text
                 text = ""
-    against = spec.decontamination.against if spec.decontamination else ()
-    for source in read_sources(against, (), store, pins.get("against", {})):
+    for source in read_sources(_against(spec), (), store, pins.get("against", {})):
         yield from (document.text for _, document in source)
+
+
+def _against(spec: CorpusSpec) -> tuple[Files | HubDataset, ...]:
+    return spec.decontamination.against if spec.decontamination else ()
 
 
 def _pieces(documents: Iterable[Document], max_bytes: int) -> Iterator[Document]:

@@ -8,11 +8,13 @@ import contextlib
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from tasks.running.transient import is_transient
 from tasks.storage.objects import S3_OPTIONS
@@ -20,28 +22,64 @@ from tasks.storage.objects import S3_OPTIONS
 FileFormat = Literal["text", "jsonl", "parquet"]
 Row = dict[str, object]
 _ROWS_AT_ONCE = 1024
+_SETTLED_NS = 2_000_000_000  # file systems tell times no finer than this: a file touched later may change unseen
+_remembered: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def expand_paths(paths: Iterable[str]) -> list[str]:
-    """Every file that the paths and globs name, sorted within each; raises `ValueError` when one names none."""
+    """Every file that the paths and globs name, sorted within each; folders that a glob names are passed over.
+
+    Raises `ValueError` when one of them names no file.
+    """
     found = []
     for path in paths:
         with _explained(f"corpus.documents.paths: expected files at {path!r}, found"):
             fs, plain = _open_filesystem(path)
-            matches = sorted(fs.glob(plain)) if fsspec.core.has_magic(plain) else [plain] if fs.isfile(plain) else []
-        if not matches:
-            raise ValueError(f"corpus.documents.paths: expected files at {path!r}, found none; check the path")
-        found += [fs.unstrip_protocol(match) for match in matches]
+            matches = fs.glob(plain, detail=True) if fsspec.core.has_magic(plain) else _listed(fs, plain)
+            files = sorted(name for name, info in matches.items() if info["type"] == "file" or not fs.isdir(name))
+        if not files:
+            what = "folders alone; name the files in them, as in texts/*.txt" if matches else "none; check the path"
+            raise ValueError(f"corpus.documents.paths: expected files at {path!r}, found {what}")
+        found += [fs.unstrip_protocol(name) for name in files]
     return found
 
 
-def content_mark(path: str) -> str:
-    """What stands for the file's content: its ETag where the store keeps one, else its SHA-256."""
-    fs, plain = _open_filesystem(path)
-    if etag := fs.info(plain).get("ETag"):
-        return f"etag:{etag}"
+def content_mark(path: str, *, anew: bool = False) -> str:
+    """What stands for the file's content: its ETag where the store keeps one, else its SHA-256.
+
+    A local file is read once per process, until its size, times or inode change. anew: it is read in any case.
+    Raises `ValueError` where it can't be read.
+    """
+    with _explained(f"{path}: expected a file that can be read, found"):
+        fs, plain = _open_filesystem(path)
+        if etag := fs.info(plain).get("ETag"):
+            return f"etag:{etag}"
+        return _mark_local(fs, plain, anew) if isinstance(fs, LocalFileSystem) else _digest(fs, plain)
+
+
+def _mark_local(fs: LocalFileSystem, plain: str, anew: bool) -> str:
+    found = Path(plain).stat()
+    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    known = _remembered.get(plain)
+    if known is not None and known[0] == state and not anew:
+        return known[1]
+    is_settled = max(found.st_mtime_ns, found.st_ctime_ns) < time.time_ns() - _SETTLED_NS
+    mark = _digest(fs, plain)
+    _remembered.pop(plain, None)
+    if is_settled:
+        _remembered[plain] = state, mark
+    return mark
+
+
+def _digest(fs: Any, plain: str) -> str:  # Any: fsspec has no types
     with fs.open(plain, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _listed(fs: Any, plain: str) -> dict[str, Any]:  # Any: fsspec has no types
+    with contextlib.suppress(FileNotFoundError):
+        return {plain: fs.info(plain)}
+    return {}
 
 
 def read_text(path: str) -> str:

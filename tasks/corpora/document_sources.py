@@ -1,5 +1,6 @@
 """Where documents come from: the quickstart's texts, data sets of the hub, files; one after the other or mixed."""
 
+import contextlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
@@ -82,7 +83,7 @@ def pin_sources(sources: Sequence[DocumentSource], store: Store) -> dict[str, ob
     pins: dict[str, object] = {}
     for number, source in enumerate(sources):
         if isinstance(source, Files):
-            pins[str(number)] = [content_mark(path) for path in expand_paths(source.paths)]
+            pins[str(number)] = _mark_files(source)
         elif isinstance(source, HubDataset):
             pins[str(number)] = resolve_commit("dataset", source.id, source.revision, store)
     return pins
@@ -108,6 +109,21 @@ def read_sources(
     return found
 
 
+@contextlib.contextmanager
+def unchanged_files(sources: Sequence[DocumentSource], pins: Mapping[str, object]) -> Iterator[None]:
+    """A block that reads the sources, at whose end their files are still what `pin_sources` found, read anew.
+
+    Raises `OSError`, so that the step is tried again with today's files, where one was rewritten, added or removed;
+    a file that is being rewritten may have failed the block as bad text before.
+    """
+    try:
+        yield
+    except ValueError:
+        _check_pins(sources, pins)
+        raise
+    _check_pins(sources, pins)
+
+
 def mix(sources: Sequence[Iterator[Placed]], mixture: Mixture) -> Iterator[Placed]:
     """Documents of all sources, each drawn so often that its share of the bytes comes to its share of the weights.
 
@@ -129,6 +145,25 @@ def mix(sources: Sequence[Iterator[Placed]], mixture: Mixture) -> Iterator[Place
         if following is not None:
             counts[chosen] += 1
             sizes[chosen] += len(following[1].text.encode())
+
+
+def _check_pins(sources: Sequence[DocumentSource], pins: Mapping[str, object]) -> None:
+    for number, source in enumerate(sources):
+        if not isinstance(source, Files):
+            continue
+        try:
+            is_same = _mark_files(source, anew=True) == pins[str(number)]
+        except ValueError:  # what was there at launch is gone
+            is_same = False
+        if not is_same:
+            raise OSError(
+                f"{', '.join(source.paths)}: expected the files that were there when the step began, found some "
+                "rewritten, added or removed; run again when nothing writes to them"
+            )
+
+
+def _mark_files(source: Files, *, anew: bool = False) -> list[str]:
+    return [content_mark(path, anew=anew) for path in expand_paths(source.paths)]
 
 
 def _read_installed(source: Installed, store: Store, texts: TextsRef) -> Iterator[Placed]:
