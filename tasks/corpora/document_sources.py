@@ -211,4 +211,12 @@ def _rows(where: str, rows: Iterable[dict[str, object]], text_field: str, domain
             raise ValueError(
                 f"{where}, row {number}: expected text in column {text_field!r}, found {found}; set text_field"
             )
-        yield f"{where}, row {number}", Document(text_id(text), text, domain)
+        place = f"{where}, row {number}"
+        try:
+            document = Document(text_id(text), text, domain)
+        except UnicodeEncodeError as error:  # JSON can write what UTF-8 can't
+            raise ValueError(
+                f"{place}: expected text that UTF-8 can hold, found a lone surrogate U+{ord(text[error.start]):04X} at "
+                f"character {error.start} of {text_field!r}; mend or remove the row"
+            ) from error
+        yield place, document

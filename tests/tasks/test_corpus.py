@@ -270,6 +270,14 @@ def test_a_missing_column_names_the_columns_found(tmp_path: Path, runtime: Runti
         build_corpus.fn(_corpus(tmp_path / "rows.jsonl", format="jsonl"), [], runtime=runtime)
 
 
+def test_a_lone_surrogate_is_refused_with_its_row(tmp_path: Path, runtime: Runtime) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "good \\ud83d\\ude00"}\n{"text": "bad \\ud83d tail"}\n')
+    sentence = r"rows\.jsonl, row 1: expected text .*, found a lone surrogate U\+D83D at character 4 of 'text'; mend or"
+    with pytest.raises(ValueError, match=sentence) as caught:
+        build_corpus.fn(_corpus(tmp_path / "rows.jsonl", format="jsonl"), [], runtime=runtime)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_path_that_names_nothing_is_refused_before_anything_is_written(tmp_path: Path, runtime: Runtime) -> None:
     with pytest.raises(ValueError, match=r"expected files at '.*nothing/\*\.txt', found none"):
         build_corpus.fn(_corpus(tmp_path / "nothing" / "*.txt"), [], runtime=runtime)
