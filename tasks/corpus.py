@@ -96,7 +96,7 @@ def pin_documents(
     return pins | ({"against": pin_sources(against, store)} if against else {})
 
 
-@step(version=2, pin=pin_documents)
+@step(version=3, pin=pin_documents)
 def build_corpus(
     spec: CorpusSpec, texts: list[TextsRef], held_out: Sequence[ShardRef] = (), *, runtime: Runtime, out: Output
 ) -> CorpusRef:
@@ -168,7 +168,10 @@ class _Sieve:
             yield document
 
     def facts(self) -> dict[str, object]:
-        """How many were left out for which reason, the ids of the first that held-out text had."""
+        """How many were left out for which reason, the ids of the first that held-out text had.
+
+        held_out_without_ngrams: how many held-out texts were looked for as a whole only, being so short.
+        """
         reasons = [entry["reason"] for entry in self.left_out]
         held_out = [entry["id"] for entry in self.left_out if entry["reason"] == "held out"]
         return {
@@ -176,6 +179,7 @@ class _Sieve:
             "duplicates": reasons.count("duplicate"),
             "held_out": len(held_out),
             "held_out_ids": held_out[:_NAMED_IN_FACTS],
+            "held_out_without_ngrams": 0 if self._held_out is None else self._held_out.without_ngrams,
         }
 
     def _reason_to_leave(self, where: str, document: Document) -> str | None:

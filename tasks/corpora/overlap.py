@@ -1,7 +1,7 @@
 """Texts that share words with others: near duplicates within a corpus, and what it has of held-out text.
 
 Both compare n-grams of words, lower-cased and without punctuation, as 64-bit hashes that mean the same in every
-process. Where words aren't set apart by spaces, a run of letters counts as one word.
+process. In scripts that set no spaces between words, each character counts as one word.
 """
 
 import functools
@@ -18,7 +18,13 @@ from fusion_core.spec import Spec
 from tasks.corpora.document_sources import Files, HubDataset
 
 NGrams = NDArray[np.uint64]
-_WORD = re.compile(r"\w+")
+# Thai, Lao, Myanmar, Khmer (their vowel signs, no letters to `\w`, too), kana, Han.
+_SPACELESS = (
+    r"\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ebd\u0ec0-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3"
+    r"\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\uff66-\uff9d\U00020000-\U000323af"
+)
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _PERMUTATIONS = 128
 _GRAMS_AT_ONCE = 8192  # 4 MB of permuted hashes
@@ -41,7 +47,12 @@ class NearDuplicates(Spec):
         title="Similarity",
         description="Jaccard index of the texts' n-grams from which they are the same; estimated within about 0.04.",
     )
-    ngram: int = Field(5, gt=0, title="Words per n-gram", description="That are compared.")
+    ngram: int = Field(
+        5,
+        gt=0,
+        title="Words per n-gram",
+        description="That are compared; characters, where a script sets no spaces between words.",
+    )
 
 
 class Decontamination(Spec):
@@ -51,7 +62,8 @@ class Decontamination(Spec):
         13,
         gt=0,
         title="Words per n-gram",
-        description="So many words in a row that held-out text has too are no chance.",
+        description="So many words in a row that held-out text has too are no chance; characters, where a script sets "
+        "no spaces between words. Held-out text of fewer is found where a document is nothing else.",
     )
     max_overlap: float = Field(
         0.0,
@@ -69,12 +81,19 @@ class Decontamination(Spec):
 
 def ngrams(text: str, words: int) -> NGrams:
     """The hashes of a text's distinct n-grams, sorted; of a text of fewer words none."""
-    found = np.array([_hash_word(word) for word in _WORD.findall(text.lower())], np.uint64)
-    mixed = np.zeros(max(0, len(found) - words + 1), np.uint64)
+    return _join_words(_hash_words(text), words)
+
+
+def _join_words(hashes: NGrams, words: int) -> NGrams:
+    mixed = np.zeros(max(0, len(hashes) - words + 1), np.uint64)
     for k in range(words):
-        mixed = (mixed ^ found[k : k + len(mixed)]) * _ODD  # wraps around, as meant
+        mixed = (mixed ^ hashes[k : k + len(mixed)]) * _ODD  # wraps around, as meant
         mixed ^= mixed >> np.uint64(29)
     return np.unique(mixed)
+
+
+def _hash_words(text: str) -> NGrams:
+    return np.array([_hash_word(word) for word in _WORD.findall(text.lower())], np.uint64)
 
 
 @functools.lru_cache(maxsize=2**20)
@@ -129,16 +148,26 @@ class SeenTexts:
 
 
 class HeldOutText:
-    """The n-grams of held-out texts, to be asked how much of another text they have."""
+    """The n-grams of held-out texts, to be asked how much of another text they have.
+
+    A text of fewer words than an n-gram is taken as one n-gram of all its words: equal to another such text or not.
+    `without_ngrams` is how many held-out texts are so short, or have no words at all; inside a longer document they
+    aren't found.
+    """
 
     def __init__(self, texts: Iterable[str], rule: Decontamination) -> None:
         self._rule = rule
-        parts = [ngrams(text, rule.ngram) for text in texts]
+        self.without_ngrams = 0
+        parts = []
+        for text in texts:
+            hashes = _hash_words(text)
+            self.without_ngrams += len(hashes) < rule.ngram
+            parts.append(self._join(hashes))
         self._grams: NGrams = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
     def overlap(self, text: str) -> float:
-        """Share of the text's distinct n-grams that held-out text has, 0 to 1; 0 for a text of too few words."""
-        grams = ngrams(text, self._rule.ngram)
+        """Share of the text's distinct n-grams that held-out text has, 0 to 1; 0 for a text without words."""
+        grams = self._join(_hash_words(text))
         if not len(grams) or not len(self._grams):
             return 0.0
         place = np.searchsorted(self._grams, grams).clip(max=len(self._grams) - 1)
@@ -147,3 +176,6 @@ class HeldOutText:
     def contains(self, text: str) -> bool:
         """Whether more of the text is held out than the rule allows."""
         return self.overlap(text) > self._rule.max_overlap
+
+    def _join(self, hashes: NGrams) -> NGrams:
+        return _join_words(hashes, min(self._rule.ngram, max(1, len(hashes))))

@@ -157,12 +157,14 @@ def test_documents_with_held_out_text_are_left_out_and_listed(tmp_path: Path, ru
     corpus = build()
     assert _texts(corpus, runtime) == ["clean", question.replace("asked", "task")]
     assert _facts(corpus, runtime)["held_out_ids"] == [text_id(f"copied {question}")]
+    assert _facts(corpus, runtime)["held_out_without_ngrams"] == 0
     listed = json.loads((open_store(runtime).fetch(corpus) / LEFT_OUT).read_text())
     assert [(entry["id"], entry["reason"]) for entry in listed] == [(text_id(f"copied {question}"), "held out")]
     assert "train-b.txt" in listed[0]["where"]
     tasks = Files(paths=(str(tmp_path / "tasks.jsonl"),), format="jsonl")
     assert _texts(build(against=(tasks,)), runtime) == ["clean"]
     before = build(against=(tasks,))
+    assert _facts(build(ngram=40, against=(tasks,)), runtime)["held_out_without_ngrams"] == 2
     (tmp_path / "tasks.jsonl").write_text(json.dumps({"text": "another task"}))
     assert build(against=(tasks,)) != before
 

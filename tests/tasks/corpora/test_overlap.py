@@ -71,4 +71,37 @@ def test_held_out_text_is_found_by_the_share_of_ngrams_that_it_has() -> None:
 
 def test_no_held_out_text_contains_nothing() -> None:
     assert not HeldOutText([], Decontamination(ngram=1)).contains("anything")
-    assert not HeldOutText(["too short"], Decontamination()).contains("too short")
+
+
+SHORT = "What is the capital of France? Paris."
+
+
+def test_a_held_out_text_of_few_words_is_found_as_a_whole() -> None:
+    index = HeldOutText([SHORT, " ".join(_words(40, 0)), "?!"], Decontamination(max_overlap=0.9))
+    assert index.without_ngrams == 2
+    for copy in (SHORT, "what is the capital of france   paris"):
+        assert index.overlap(copy) == 1
+        assert index.contains(copy)
+    for other in ("What is the capital of France?", f"Who asks? {SHORT}", "?!", "...", ""):
+        assert index.overlap(other) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "敏捷的棕色狐狸跳过了那只懒惰的狗，然后回到森林里睡觉。",
+        "素早い茶色の狐はのろまな犬を飛び越えて、森に帰りました。",
+        "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ",
+    ],
+)
+def test_where_no_spaces_part_words_each_character_is_one(text: str) -> None:
+    index = HeldOutText([text], Decontamination())
+    assert index.without_ngrams == 0
+    assert index.contains(f"copied: {text[2:]}")
+    assert not index.contains(text[:12])
+    assert ngrams(text[:8], 8).tolist() == ngrams(" ".join(text[:8]), 8).tolist() != []
+
+
+def test_words_between_characters_stay_whole() -> None:
+    assert len(ngrams("用PyTorch训练2026年", 1)) == 6
+    assert ngrams("用PyTorch训练", 4).tolist() == ngrams("用 pytorch 训 练", 4).tolist() != []
