@@ -33,7 +33,7 @@ def expand_paths(paths: Iterable[str]) -> list[str]:
     """
     found = []
     for path in paths:
-        with _explained(f"corpus.documents.paths: expected files at {path!r}, found"):
+        with _explained(f"corpus.documents.paths: expected files at {path!r}, found", all_theirs=True):
             fs, plain = _open_filesystem(path)
             matches = fs.glob(plain, detail=True) if fsspec.core.has_magic(plain) else _listed(fs, plain)
             files = sorted(name for name, info in matches.items() if info["type"] == "file" or not fs.isdir(name))
@@ -126,12 +126,12 @@ def _read_parquet(path: str, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def _explained(expected: str) -> Iterator[None]:
+def _explained(expected: str, *, all_theirs: bool = False) -> Iterator[None]:
     """Turns what readers, addresses and compressions raise, each its own, into a sentence for users."""
     try:
         yield
     except Exception as error:
-        is_ours = type(error) is ValueError  # theirs are of derived types
+        is_ours = type(error) is ValueError and not all_theirs  # readers' are of derived types
         is_of_format = isinstance(error, OSError) and error.errno is None and error.__cause__ is None  # gzip, bz2
         if is_ours or (is_transient(error) and not is_of_format):
             raise

@@ -184,17 +184,28 @@ TEXTS: dict[str, tuple[str, str | bytes | Harm, str]] = {
     "no such column": ("parquet", parquet(words=["ab"]), "row 0: expected text in column 'text', found columns words"),
     "words for Parquet": ("parquet", "not parquet", "expected parquet .*none that can be read: .*magic bytes"),
     "an empty table": ("parquet", "", "expected parquet .*none that can be read: .*0 bytes"),
-    "half a line": ("jsonl", '{"text": "ab"}\n{oops', "expected jsonl .*none that can be read: JSON parse error"),
-    "numbers for lines": ("jsonl", "3\n", "expected jsonl .*none that can be read"),
-    "no line": ("jsonl", "", "expected jsonl .*none that can be read"),
+    "half a line": (
+        "jsonl",
+        '{"text": "ab"}\n{oops',
+        r"line 2: expected a JSON object per line \(jsonl\), found Expecting",
+    ),
+    "numbers for lines": ("jsonl", "3\n", r"line 1: expected a JSON object per line \(jsonl\), found int"),
     "nothing for text": ("jsonl", '{"text": null}\n', "row 0: expected text in column 'text', found NoneType"),
     "lists without end": ("jsonl", '{"text":' + "[" * 5000, "expected jsonl .*none that can be read"),
-    "another encoding of lines": ("jsonl", b'{"text": "\xff"}\n', "expected jsonl .*can't decode byte 0xff"),
-    "half a letter": ("jsonl", '{"text": "ab\\ud800"}\n', "expected jsonl .*surrogate"),
+    "another encoding of lines": (
+        "jsonl",
+        b'{"text": "\xff"}\n',
+        "line 1: expected UTF-8 text, found byte 0xff at offset 10; convert",
+    ),
+    "half a letter": (
+        "jsonl",
+        '{"text": "ab\\ud800"}\n',
+        "row 0: .*found a lone surrogate U.D800 at character 2 of 'text'; mend",
+    ),
     "another encoding": ("text", b"ab\xff", "expected UTF-8 text, found byte 0xff at offset 2; convert"),
     "no letter": ("text", "", "expected a document of two characters or more, found 0"),
     "one letter": ("text", "x", "expected a document of two characters or more, found 1"),
-    "a folder": ("text", lambda path: path.mkdir(), "expected files at .*found none"),
+    "a folder": ("text", lambda path: path.mkdir(), "expected files at .*found folders alone; name the files in them"),
     "a link to nothing": ("text", lambda path: path.symlink_to("gone"), "expected files at .*found none"),
 }
 
@@ -210,13 +221,19 @@ def test_a_broken_text_is_refused_by_its_name(
     refused(lambda: build_corpus.fn(spec, [], runtime=runtime), "/some-text")
 
 
+def test_a_corpus_without_a_document_is_refused(tmp_path: Path, runtime: Runtime) -> None:
+    (tmp_path / "none.jsonl").touch()
+    spec = CorpusSpec(documents=(Files(paths=(str(tmp_path / "none.jsonl"),), format="jsonl"),))
+    refused(lambda: build_corpus.fn(spec, [], runtime=runtime), "expected at least one document with text, found none")
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("", "expected files at '', found none"),
+        ("", "expected files at '', found folders alone"),
         ("a\0b", r"expected files at 'a\\x00b', found"),
         ("[", r"expected files at '\[', found"),
-        ("x" * 5000, "expected files at 'x+', found none") ,
+        ("x" * 5000, "expected files at 'x+', found .*name too long"),
         ("nowhere://a", "expected files at 'nowhere://a', found Protocol not known: nowhere"),
         ("gs://a/b", "expected files at 'gs://a/b', found .*install gcsfs"),
         ("reference://a", "expected files at 'reference://a', found .*missing 1 required"),
