@@ -1,6 +1,7 @@
 """Families of models, tiny and random with their real architectures, against the plain forward pass in float64."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from fusion_core.distributions import TopK
 from fusion_core.types import Scored, Tokens
 from tasks.artifacts import Runtime
-from tasks.engines import ModelScorer, TransformersEngine, score_tokens
-from tasks.models.folders import encode_documents, load_tokenizer, vocabulary_of
+from tasks.engines import ModelScorer, TransformersEngine, score_tokens, split_head
+from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
 
 DOCUMENTS = [TEXTS[0], "ab", TEXTS[2], TEXTS[1] * 2]
@@ -70,6 +71,8 @@ FAMILIES = [
     Family("cohere", {"logit_scale": 0.25}),
     Family("cohere2", {"logit_scale": 0.25}),
     Family("granite", {"logits_scaling": 4.0}),
+    Family("recurrent_gemma", {"logits_soft_cap": 3.0, "lru_width": 32, "attention_window_size": 64}),
+    Family("xlstm", {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "output_logit_soft_cap": 3.0}, {}),
     Family("nemotron"),
     Family("glm4", {"head_dim": 8}),
     Family("smollm3"),
@@ -130,7 +133,44 @@ def test_a_family_gives_its_float64_softmax_with_its_head_apart(
     _check_rows(scorer._model, tokens, scored, vocabulary.size)
 
 
-def test_a_model_that_does_more_to_its_logits_than_it_declares_is_read_whole(tiny_neox: ModelFactory) -> None:
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "scaled": lambda logits: logits * 0.85,
+    "scaled by little": lambda logits: logits * 1.001,
+    "capped far above them": lambda logits: (logits / 30).tanh() * 30,
+    "one column masked": lambda logits: logits.index_fill(-1, torch.tensor([7]), -torch.inf),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_does_more_to_its_logits_than_it_declares_is_read_whole(
+    change: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype, tiny_neox: ModelFactory
+) -> None:
+    from transformers import GPTNeoXForCausalLM
+
+    class Undeclared(GPTNeoXForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            output.logits = change(output.logits)
+            return output
+
+    folder = tiny_neox()
+    assert split_head(load_model(folder, dtype)) is not None
+    assert split_head(Undeclared.from_pretrained(folder, dtype=dtype).eval()) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_that_does_more_to_what_its_head_reads_is_read_whole(
+    dtype: torch.dtype, tiny_llama: ModelFactory
+) -> None:
+    model = load_model(tiny_llama(), dtype)
+    assert split_head(model) is not None
+    with model.get_output_embeddings().register_forward_pre_hook(lambda module, args: (args[0] * 0.98,)):
+        assert split_head(model) is None
+    assert split_head(model) is not None
+
+
+def test_a_model_that_is_read_whole_gives_its_float64_softmax(tiny_neox: ModelFactory) -> None:
     from transformers import GPTNeoXForCausalLM
 
     class Undeclared(GPTNeoXForCausalLM):
