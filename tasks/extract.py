@@ -20,7 +20,7 @@ from tasks.step import Output, step
 from tasks.storage.partial import Parts
 from tasks.storage.store import open_store
 
-_ROWS_PER_SHARD = 2**40  # more than any shard has: the keys of random draws never meet
+_KEY_DIGITS = 15  # of a shard's digest: 60 bits, so that adding rows to them stays within int64
 
 
 class ExtractionSpec(Spec):
@@ -51,7 +51,7 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
     tokenizer = load_tokenizer(folder)
     vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(folder))
     scorer = spec.engine(folder, spec.mode, vocabulary.size, runtime)
-    first_key = int(shard.digest[:5], 16) * _ROWS_PER_SHARD
+    first_key = first_key_of(shard)
     chunks, done = cut_chunks(documents), 0
 
     def tell(part: int, whole: int, unit: str) -> None:
@@ -76,6 +76,15 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
     _describe(out, documents, problems)
     out.facts |= {"chunks": len(chunks), "chunks_resumed": resumed, **scorer.facts}
     return out.ref(ScoredRef)
+
+
+def first_key_of(shard: ShardRef) -> int:
+    """The key of the shard's first row, on which its random draws depend; the rows after it count up from it.
+
+    Keys of shards lie anywhere below 2**60: of 1,000 shards with a million rows each, two share a key with a
+    probability of 1e-6, and draw the same numbers for the rows that do, from other distributions.
+    """
+    return int(shard.digest[:_KEY_DIGITS], 16)
 
 
 def _describe(out: Output, documents: list[Document], problems: dict[int, Problem]) -> None:

@@ -1,5 +1,7 @@
 """A shard in chunks: the same rows as in one, and a killed attempt's chunks are gone on with."""
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.download import download
 from tasks.engines import ModelScorer
 from tasks.engines.chunks import cut_chunks
-from tasks.extract import ExtractionSpec, extract
+from tasks.extract import ExtractionSpec, extract, first_key_of
 from tasks.formats.shards import SCORED, read_scored
 from tasks.models.folders import LocalModel
 from tasks.storage.store import Store, open_store
@@ -83,6 +85,22 @@ def test_chunks_change_no_row_beyond_rounding(
     assert torch.equal(chunked.dist.row_offsets, whole.dist.row_offsets)
     torch.testing.assert_close(chunked.nll, whole.nll, atol=2e-3, rtol=0, equal_nan=True)  # stored to 1/1024
     torch.testing.assert_close(chunked.dist.logprobs, whole.dist.logprobs, atol=2e-3, rtol=0)  # a step of fp16
+
+
+def test_the_random_draws_of_shards_have_keys_of_their_own() -> None:
+    shards = [
+        ShardRef(
+            step="build_corpus",
+            fingerprint="0" * 16,
+            index=n,
+            digest=hashlib.sha256(bytes([n % 256, n >> 8])).hexdigest(),
+        )
+        for n in range(5_000)
+    ]
+    keys = sorted(map(first_key_of, shards))
+    assert min(after - before for before, after in itertools.pairwise(keys)) > 10**8  # rows of a shard
+    assert keys[0] >= 0
+    assert keys[-1] + 10**12 < 2**63
 
 
 @pytest.mark.parametrize("batches", [1, 3, 5])
