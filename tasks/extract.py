@@ -35,8 +35,8 @@ class ExtractionSpec(Spec):
     )
 
 
-def _devices_needed(runtime: Runtime) -> int | None:
-    return None if runtime.spread else 1
+def _devices_needed(*, spec: ExtractionSpec, runtime: Runtime, **arguments: object) -> int | None:
+    return spec.engine.devices_needed(runtime)
 
 
 @step(version=2, on_device=_devices_needed)

@@ -61,7 +61,7 @@ from tasks.storage.store import open_store
 __all__ = ["Future", "Output", "Planned", "ShardsFailed", "Step", "is_planning", "planning", "settle", "step"]
 
 R = TypeVar("R", bound=Ref)
-OnDevice = bool | Callable[[Runtime], int | None]
+OnDevice = bool | Callable[..., int | None]
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Step(Generic[R]):
         """Where the body may compute: the job's runtime with the devices that it has for itself."""
         if not self.on_device:
             return contextlib.nullcontext(job.runtime)
-        count = self.on_device(job.runtime) if callable(self.on_device) else 1
+        count = self.on_device(**job.arguments, runtime=job.runtime) if callable(self.on_device) else 1
         return device_place(job.runtime, count, lambda reason: job.tell("waiting", message=reason))
 
     def _compute(self, job: Job) -> R:
@@ -291,8 +291,8 @@ def step(
 
     version: bumped by hand when the meaning of the result changes; the hash of code never enters.
     retries: how often the world (network, disk, memory of the device) may fail it; bugs and bad input never retry.
-    on_device: whether the body takes one of the runtime's devices for itself; or how many it takes, None for all.
-        The runtime that it is called with names them.
+    on_device: whether the body takes one of the runtime's devices for itself; or, called as `pin` is, how many it
+        takes, None for all. The runtime that the body is called with names them.
     pin: called with the semantic arguments and the runtime; plain data that joins the fingerprint.
     """
     return lambda body: Step(body, version, retries, on_device, pin)

@@ -21,7 +21,7 @@ from tasks.training.spec import TrainingJob, TrainingSpec
 _ERRORS = {"input": ValueError, "store": StoreError, "transient": OSError, "failed": TrainingFailed}
 
 
-def _devices_needed(runtime: Runtime) -> int | None:
+def _devices_needed(*, runtime: Runtime, **arguments: object) -> int | None:
     """One for each process; all where a launcher's own configuration decides."""
     return runtime.training.processes if runtime.training.accelerate_config is None else None
 

@@ -47,6 +47,10 @@ class EndpointEngine(Spec):
         """Of a model of this name that this machine loads itself, to inspect a recipe."""
         return "bfloat16"
 
+    def devices_needed(self, runtime: Runtime) -> int | None:
+        """None of this machine's: 0."""
+        return 0
+
     def __call__(self, folder: Path, mode: ExtractionMode, vocab_size: int, runtime: Runtime) -> "EndpointScorer":
         """The served model. Raises `ValueError` for a mode that needs more than the likeliest tokens."""
         return EndpointScorer(self, check_mode(mode, self.kind), vocab_size)

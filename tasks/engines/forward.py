@@ -14,10 +14,11 @@ from fusion_core.spec import Spec
 from fusion_core.types import TokenDist, Tokens
 from tasks.artifacts import Runtime
 from tasks.engines.batches import pad_batch, plan_batches
-from tasks.engines.devices import Dtype, pick_device, tokens_per_batch
+from tasks.engines.devices import Dtype, memory_for_weights, pick_device, tokens_per_batch
 from tasks.engines.heads import split_head
 from tasks.engines.scoring import DocumentRows, Problem
 from tasks.models.folders import load_model
+from tasks.running.devices import visible_devices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,13 +36,17 @@ class TransformersEngine(Spec):
         "float32", title="Precision", description="Of weights and activations; normalisers are always fp32."
     )
 
+    def devices_needed(self, runtime: Runtime) -> int | None:
+        """One, or all that the runtime names (None) for a model that is spread over them."""
+        return None if runtime.spread else 1
+
     def __call__(self, folder: Path, mode: ExtractionMode, vocab_size: int, runtime: Runtime) -> "ModelScorer":
-        """The model of a Hugging Face folder, on the runtime's device."""
+        """The model of a Hugging Face folder, on the runtime's device, or spread over all of them and no other."""
         options: dict[str, Any] = {}  # Any: keyword arguments of transformers
         if runtime.attention != "auto":
             options["attn_implementation"] = runtime.attention
         if runtime.spread:
-            options["device_map"] = "auto"
+            options |= {"device_map": "auto", "max_memory": memory_for_weights(visible_devices(runtime.device))}
         model = load_model(folder, self.dtype, pick_device(runtime.device), **options)
         batch_tokens = tokens_per_batch(runtime.batch_tokens, model.device)
         return ModelScorer(model, mode, vocab_size, batch_tokens=batch_tokens, compile=runtime.compile)

@@ -4,11 +4,10 @@ Used of it: `LLM(model=, dtype=, max_logprobs=, tensor_parallel_size=)`, `LLM.ge
 `RequestOutput` the lists `prompt_logprobs` and `outputs[0].logprobs` of dictionaries from token to `.logprob`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from tasks.artifacts import Runtime
 from tasks.engines.devices import Dtype
 from tasks.engines.scoring import DocumentRows
 from tasks.engines.served import Candidates, check_mode, rows_of
+from tasks.running.devices import visible_devices
 
 
 class VllmEngine(Spec):
@@ -27,18 +27,40 @@ class VllmEngine(Spec):
     kind: Literal["vllm"] = "vllm"
     dtype: Dtype = Field("bfloat16", title="Precision", description="Of weights and activations.")
 
+    def devices_needed(self, runtime: Runtime) -> int | None:
+        """All that the runtime names (None): vLLM begins with the first one, whichever is free."""
+        return None
+
     def __call__(self, folder: Path, mode: ExtractionMode, vocab_size: int, runtime: Runtime) -> "VllmScorer":
-        """The model of a Hugging Face folder. Raises `ValueError` without vLLM, or for a mode that it can't give."""
+        """The model of a Hugging Face folder, on the machine's first device, or over as many as the runtime names.
+
+        Raises `ValueError` without vLLM, for a mode that it can't give, and for devices that aren't the first ones.
+        """
         kept = check_mode(mode, self.kind)
+        devices = count_devices(visible_devices(runtime.device), visible_devices("auto"), runtime.spread)
         try:
             from vllm import LLM
         except ImportError as error:
             raise ValueError(
                 "engine vllm: expected the package vllm, found none; pip install 'llm-fuse[vllm]'"
             ) from error
-        devices = max(torch.cuda.device_count(), 1) if runtime.spread else 1
         model = LLM(model=str(folder), dtype=self.dtype, max_logprobs=kept.k, tensor_parallel_size=devices)
         return VllmScorer(model, kept, vocab_size)
+
+
+def count_devices(named: Sequence[str], shown: Sequence[str], spread: bool) -> int:
+    """How many devices vLLM is to use: all that the runtime names where the model is spread over them, else one.
+
+    It takes the first of those that this process is shown, which the step therefore must have for itself.
+    Raises `ValueError` when the runtime names others.
+    """
+    count = len(named) if spread else 1
+    if not set(shown[:count]) <= set(named):
+        raise ValueError(
+            f"runtime.device: expected {', '.join(shown[:count])}, where vLLM begins, found {', '.join(named)}; name "
+            "the first ones, or start the run with CUDA_VISIBLE_DEVICES set to those that it may use"
+        )
+    return count
 
 
 class VllmScorer:

@@ -63,13 +63,14 @@ def reserve_devices(
 ) -> Iterator[list[str]]:
     """`count` of the named devices, in their order, for nobody else while the block runs; waits until they are free.
 
-    A CPU or MPS isn't waited for. folder: where the locks lie; one for all of a user's runs by default.
+    A CPU or MPS isn't waited for, and for a `count` of 0 nothing is.
+    folder: where the locks lie; one for all of a user's runs by default.
     on_wait: called once if it has to wait.
     Raises `ValueError` for more than there are, and `Stopped` when the run is told to end while it waits.
     """
     exclusive = [name for name in dict.fromkeys(names) if name.startswith("cuda")]
     if not exclusive:
-        yield list(names[:1])
+        yield list(names[: min(count, 1)])
         return
     if count > len(exclusive):
         raise ValueError(
@@ -93,7 +94,7 @@ def reserve_devices(
 def _take(names: Sequence[str], count: int, folder: Path, held: contextlib.ExitStack) -> list[str]:
     """Those of the devices, at most `count`, whose locks could be had at once."""
     taken: list[str] = []
-    for name in names:
+    for name in names if count else ():
         lock = (folder / _identity(name)).open("w")  # a description of its own: threads exclude each other, too
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

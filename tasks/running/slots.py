@@ -22,9 +22,13 @@ _LOCKED = 423
 def device_place(runtime: Runtime, count: int | None, on_wait: Callable[[str], None]) -> Iterator[Runtime]:
     """The runtime with the devices that are this step's alone within the block: `cuda:1`, `cuda:0,cuda:2` or `cpu`.
 
-    count: how many it needs; None for all. on_wait: called with the reason, once, if it has to wait.
+    count: how many it needs; None for all. A step that needs none waits for nothing, and what it computes by itself it
+    computes on the CPU. on_wait: called with the reason, once, if it has to wait.
     Raises as `device_slot`, and `ValueError` for devices that aren't here.
     """
+    if count == 0:
+        yield runtime.model_copy(update={"device": "cpu"})
+        return
     names = visible_devices(runtime.device)
     wanted, limit = len(names) if count is None else count, runtime.device_slots
     with contextlib.ExitStack() as held:

@@ -10,6 +10,7 @@ from fusion_core.distributions import ReferenceTopK, TopK
 from fusion_core.types import Scored, Tokens
 from tasks.artifacts import Runtime
 from tasks.engines import ModelScorer, Problem, TransformersEngine, check_window, pick_device, score_tokens, split_head
+from tasks.engines.devices import memory_for_weights
 from tasks.engines.forward import NOT_FINITE
 from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tests.conftest import TEXTS, ModelFactory
@@ -105,6 +106,20 @@ def test_how_a_model_runs_changes_no_row(changes: dict[str, Any], tiny_llama: Mo
     expected, found = (score_tokens(scorer, tokens, vocab_size)[0] for scorer in (plain, other))
     torch.testing.assert_close(found.dist.logprobs, expected.dist.logprobs, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.nll, expected.nll, atol=1e-5, rtol=0, equal_nan=True)
+
+
+def test_a_spread_model_takes_the_named_devices_and_no_other(
+    tiny_llama: ModelFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import infer_auto_device_map
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (200_000, 400_000))
+    room = memory_for_weights(["cuda:1", "cuda:3"])
+    assert room.keys() == {1, 3, "cpu"}
+    assert room[1] == room[3] == 180_000
+    assert memory_for_weights(["cpu"]).keys() == {"cpu"}
+    places = infer_auto_device_map(load_model(tiny_llama(), "float32"), room, ["LlamaDecoderLayer"])
+    assert {1, 3} <= set(places.values()) <= {1, 3, "cpu"}
 
 
 def test_documents_without_tokens_have_no_rows(tiny_llama: ModelFactory) -> None:

@@ -19,7 +19,7 @@ from tasks.artifacts import Runtime, canonical_json
 from tasks.engines import EndpointEngine, TransformersEngine, VllmEngine, score_tokens
 from tasks.engines.forward import NOT_FINITE
 from tasks.engines.served import rows_of
-from tasks.engines.vllm_engine import read_output
+from tasks.engines.vllm_engine import count_devices, read_output
 from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
 from tasks.running.transient import is_transient
 from tests.conftest import TEXTS, ModelFactory
@@ -191,6 +191,17 @@ def test_modes_that_need_more_than_the_likeliest_are_refused(engine: EndpointEng
     for mode, found in [(Sampled(), "sampled"), (TopK(temperature=2.0), "temperature 2.0")]:
         with pytest.raises(ValueError, match=f"expected mode top_k at temperature 1, found {found}"):
             engine(Path(), mode, 10, Runtime())
+
+
+def test_vllm_uses_the_devices_that_its_step_has_and_refuses_others() -> None:
+    shown = ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert count_devices(shown, shown, spread=False) == 1
+    assert count_devices(["cuda:1", "cuda:0"], shown, spread=True) == 2
+    assert count_devices(["cpu"], ["cpu"], spread=True) == 1
+    for named, spread in [(["cuda:1"], False), (["cuda:0", "cuda:2"], True), (["cpu"], False)]:
+        with pytest.raises(ValueError, match=rf"expected cuda:0.*, found {', '.join(named)}; name the first ones"):
+            count_devices(named, shown, spread)
+    assert VllmEngine().devices_needed(Runtime()) is None  # one of two would not always be the first
 
 
 def test_rows_keep_the_likeliest_real_ids_and_the_tail_is_the_rest() -> None:

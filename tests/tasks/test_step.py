@@ -61,6 +61,13 @@ def copy(path: str, *, runtime: Runtime, out: Output) -> TextsRef:
     return out.ref(TextsRef)
 
 
+@step(version=1, on_device=lambda *, count, runtime: count)
+def take(count: int, *, runtime: Runtime, out: Output) -> TextsRef:
+    """The devices that it was given."""
+    (out.dir / "devices").write_text(runtime.device)
+    return out.ref(TextsRef)
+
+
 @step(version=1)
 def fail(how: str, *, runtime: Runtime, out: Output) -> TextsRef:
     """Never well."""
@@ -203,6 +210,13 @@ def test_a_commit_of_unknown_outcome_keeps_its_files(tmp_path: Path, monkeypatch
     ref = write_text.fn("abc", runtime=runtime)
     assert CALLS == ["abc"]
     assert (open_store(runtime).fetch(ref) / "deep/text.txt").read_text() == "abc"
+
+
+def test_a_steps_arguments_say_how_many_devices_it_takes_and_none_is_looked_for_if_none(tmp_path: Path) -> None:
+    runtime = Runtime(root=str(tmp_path), device="cuda:99")
+    assert (open_store(runtime).fetch(take.fn(0, runtime=runtime)) / "devices").read_text() == "cpu"
+    with pytest.raises(ValueError, match=r"found 'cuda:99'; try cpu or auto"):
+        take.fn(1, runtime=runtime)
 
 
 def test_an_unknown_or_missing_argument_is_named(tmp_path: Path) -> None:

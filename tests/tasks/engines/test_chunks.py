@@ -15,7 +15,7 @@ from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
 from tasks.corpora.documents import Document, shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.download import download
-from tasks.engines import ModelScorer
+from tasks.engines import EndpointEngine, ModelScorer, TransformersEngine
 from tasks.engines.chunks import cut_chunks
 from tasks.extract import ExtractionSpec, extract, first_key_of
 from tasks.formats.shards import SCORED, read_scored
@@ -101,6 +101,22 @@ def test_the_random_draws_of_shards_have_keys_of_their_own() -> None:
     assert min(after - before for before, after in itertools.pairwise(keys)) > 10**8  # rows of a shard
     assert keys[0] >= 0
     assert keys[-1] + 10**12 < 2**63
+
+
+@pytest.mark.parametrize(
+    ("engine", "spread", "count"),
+    [
+        (TransformersEngine(), False, 1),
+        (TransformersEngine(), True, None),
+        (EndpointEngine(url="http://127.0.0.1/v1", served_model="a"), True, 0),
+    ],
+)
+def test_an_extraction_takes_the_devices_that_its_engine_needs(
+    engine: TransformersEngine | EndpointEngine, spread: bool, count: int | None
+) -> None:
+    assert callable(extract.on_device)
+    spec = ExtractionSpec(engine=engine)
+    assert extract.on_device(model=None, shard=None, spec=spec, runtime=Runtime(spread=spread)) == count
 
 
 @pytest.mark.parametrize("batches", [1, 3, 5])

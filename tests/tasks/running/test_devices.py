@@ -85,6 +85,13 @@ def test_a_cpu_is_shared() -> None:
         assert first == second == ["cpu"]
 
 
+def test_who_needs_no_device_gets_none_and_waits_for_nobody(tmp_path: Path) -> None:
+    with reserve_devices(NAMES, 2, tmp_path), reserve_devices(NAMES, 0, tmp_path) as taken:
+        assert taken == []
+    with reserve_devices(["cpu"], 0) as taken:
+        assert taken == []
+
+
 def test_more_processes_than_devices_are_refused() -> None:
     with (
         pytest.raises(ValueError, match=r"at most one for each of 2 devices, found 3"),
