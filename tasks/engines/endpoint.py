@@ -22,6 +22,7 @@ from tasks.artifacts import Runtime
 from tasks.engines.devices import Dtype
 from tasks.engines.scoring import DocumentRows, Problem
 from tasks.engines.served import Candidates, check_mode, rows_of
+from tasks.secrets import Address
 
 _REQUESTS = 16  # under way at a time; the server makes batches of them
 _SECONDS = 600.0
@@ -33,7 +34,7 @@ class EndpointEngine(Spec):
     """A model that an OpenAI-compatible server runs. Its address is no part of what is computed."""
 
     kind: Literal["endpoint"] = "endpoint"
-    url: Annotated[str, PINNED] = Field(title="Address", description="Up to and with /v1.", pattern=r"^https?://")
+    url: Annotated[Address, PINNED] = Field(title="Address", description="Up to and with /v1.", pattern=r"^https?://")
     served_model: str = Field(title="Name there", description="What the server calls the model.", min_length=1)
     protocol: Literal["prompt_logprobs", "echo"] = Field(
         "prompt_logprobs", title="Protocol", description="How the server gives the prompt's log-probabilities."

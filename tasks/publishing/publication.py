@@ -66,7 +66,7 @@ def assemble(provenance: Provenance, store: Store, folder: Path, shard_bytes: in
     """The files to publish, by name, in an empty folder: the model as transformers reads it, its card, recipe, lineage.
 
     Weights that lie in a larger file than `shard_bytes` are cut anew; everything else is the model's own files, linked.
-    A recipe's paths of this machine are shortened to their last part.
+    A recipe's paths of this machine are shortened to their last part, and servers of models lose their address.
     """
     ref = provenance.manifest.ref
     assert isinstance(ref, ModelRef), f"{ref} is no model"
@@ -115,7 +115,7 @@ def _cut_weights(source: Path, folder: Path, name: str, shard_bytes: int) -> Non
 
 
 def _shorten_paths(value: Any) -> Any:  # Any: a recipe's JSON
-    """The same with the folders of this machine left out: they would tell about it and mean nothing elsewhere."""
+    """The same with this machine's folders and servers left out: they would tell of it and mean nothing elsewhere."""
     if isinstance(value, list | tuple):
         return [_shorten_paths(item) for item in value]
     if not isinstance(value, dict):
@@ -125,6 +125,8 @@ def _shorten_paths(value: Any) -> Any:  # Any: a recipe's JSON
         shortened["path"] = PurePosixPath(str(value["path"])).name
     if value.get("kind") == "files":
         shortened["paths"] = [PurePosixPath(str(path)).name for path in value["paths"]]
+    if value.get("kind") == "endpoint":
+        shortened = {key: item for key, item in shortened.items() if key not in ("url", "key_variable")}
     return shortened
 
 

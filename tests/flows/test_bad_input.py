@@ -133,6 +133,10 @@ FIELDS: dict[str, tuple[Words, str]] = {
         changed("corpus.documents.0.paths=['https://me:pass@host/x']"),
         r"corpus\.documents\.0\.paths\.0: expected an address without credentials, found https://\*\*\*@host/x; put",
     ),
+    "a served model behind a password": (
+        changed("extraction.engine={kind: endpoint, url: 'https://me:pass@host/v1', served_model: x}"),
+        r"extraction\.engine\.url: expected an address without credentials, found https://\*\*\*@host/v1; put",
+    ),
     "text behind a signature": (
         changed("corpus.documents.0.paths=['https://host/x?X-Amz-Signature=5e']"),
         r"found https://host/x\?X-Amz-Sig\w+=\*+;",

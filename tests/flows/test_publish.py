@@ -86,7 +86,9 @@ def merged(merged_once: Merged, tmp_path: Path) -> Merged:
     """A copy to be harmed, with the record of a run."""
     root = shutil.copytree(merged_once.root, tmp_path / "store")
     files, local = {"kind": "files", "paths": ["/home/me/texts/*.txt"]}, {"kind": "local", "path": "/home/me/model"}
+    engine = {"kind": "endpoint", "url": "http://gpu7.lan/v1", "served_model": "big", "key_variable": "LAN_KEY"}
     recipe = {"name": "bench", "target": {"name": "student", "model": local}, "corpus": {"documents": [files]}}
+    recipe["extraction"] = {"engine": engine}
     record = RunRecord(name="bench", started_at="2026-01-01", recipe=recipe, refs=[merged_once.model])
     record_run(Store(str(root)), record, run_id="run")
     return Merged(root, merged_once.model)
@@ -131,14 +133,15 @@ def test_what_is_published_loads_with_transformers_alone(cli: Cli, merged: Merge
     assert "somebody else" not in card.text
 
 
-def test_what_goes_along_names_no_folder_of_this_machine(cli: Cli, merged: Merged, tmp_path: Path) -> None:
+def test_what_goes_along_names_no_folder_or_server_of_this_machine(cli: Cli, merged: Merged, tmp_path: Path) -> None:
     place = tmp_path / "model"
     assert cli("publish", merged.model.address, place, "--root", merged.root).code == 0
     recipe = yaml.safe_load((place / "recipe.yaml").read_text())
     assert recipe["target"]["model"]["path"] == "model"
     assert recipe["corpus"]["documents"][0]["paths"] == ["*.txt"]
+    assert recipe["extraction"]["engine"] == {"kind": "endpoint", "served_model": "big"}
     for name in ("recipe.yaml", "README.md", "provenance.jsonld"):
-        assert not re.search("/home/me|/tmp|pytest", (place / name).read_text()), name
+        assert not re.search("/home/me|/tmp|pytest|gpu7|LAN_KEY", (place / name).read_text()), name
 
 
 def test_large_weights_are_cut_and_are_the_same_model(merged: Merged, tmp_path: Path) -> None:

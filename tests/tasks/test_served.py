@@ -1,6 +1,7 @@
 """Served models against the same model in this process, through a server that speaks the documented protocol."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -184,6 +185,15 @@ def test_the_key_comes_from_the_environment_and_the_address_is_no_identity(
     assert set(server.keys) == {"Bearer secret"}
     assert canonical_json(engine) == canonical_json(_engine(server, url="http://elsewhere/v1"))
     assert canonical_json(engine) != canonical_json(_engine(server, served_model="other"))
+
+
+def test_an_address_with_a_password_is_refused_here_and_by_prefects_server() -> None:
+    url = "https://me:pass@host/v1"
+    with pytest.raises(ValueError, match=r"expected an address without credentials, found https://\*\*\*@host/v1"):
+        EndpointEngine(url=url, served_model="a")
+    schema = EndpointEngine.model_json_schema()["properties"]["url"]
+    assert re.search(schema["not"]["pattern"], url)
+    assert re.search(schema["pattern"], "https://host/v1")
 
 
 @pytest.mark.parametrize("engine", [EndpointEngine(url="http://127.0.0.1/v1", served_model="a"), VllmEngine()])
