@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from fusion_core.spec import Spec
+from fusion_core.spec import Name, Spec
 from tasks.corpus import CorpusSpec
 from tasks.evaluate import EvaluationSpec
 from tasks.evaluation.benchmarks import TaskChoice, expand_suites
@@ -16,7 +16,7 @@ from tasks.training.spec import TrainingSpec
 class Baseline(Spec):
     """A target trained another way, to compare with: on the same text, in the same order."""
 
-    name: str = Field(title="Name", min_length=1, max_length=60, description="In the table.")
+    name: Name = Field(title="Name", min_length=1, max_length=60, description="In the table.")
     teacher: Literal["none", "target"] = Field(
         "none", title="Teacher", description="none: language modelling alone; target: its own distributions."
     )

@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from flows.recipe import NamedModel, Recipe, load_recipe
 from flows.recipe_files import RecipeError, explain_errors, read_yaml
 from fusion_core.merging import MergeStrategy, Sce
-from fusion_core.spec import Spec
+from fusion_core.spec import Name, Spec
 from tasks.report.arms import CONTROLS
 from tasks.secrets import Address
 
@@ -35,8 +35,8 @@ Teacher = Literal["sources", "none", "target", "shuffled", "unigram", "uniform"]
 class Variant(Spec):
     """One way to train the target: the study's recipe with changes."""
 
-    name: str = Field(title="Name", min_length=1, max_length=60, description="In the table.")
-    question: str = Field(
+    name: Name = Field(title="Name", min_length=1, max_length=60, description="In the table.")
+    question: Name = Field(
         "Variants", title="Question", min_length=1, description="What it answers; a heading of the table."
     )
     changes: tuple[str, ...] = Field((), title="Changes", description="Each as field=value: fusion.kind=avg_ce.")
@@ -55,8 +55,8 @@ class Variant(Spec):
 class Merging(Spec):
     """A model merged from the weights of others, where architectures and tokenizers agree."""
 
-    name: str = Field(title="Name", min_length=1, max_length=60, description="In the table.")
-    question: str = Field(_OTHER_WAYS, title="Question", min_length=1, description="A heading of the table.")
+    name: Name = Field(title="Name", min_length=1, max_length=60, description="In the table.")
+    question: Name = Field(_OTHER_WAYS, title="Question", min_length=1, description="A heading of the table.")
     models: tuple[str, ...] = Field(title="Models", min_length=1, description="Arms, sources or the target, by name.")
     strategy: MergeStrategy = Field(Sce(), title="Strategy", description="How weights become one.")
 
@@ -73,7 +73,7 @@ class Arm:
 class Study(Spec):
     """A base recipe, its variants and mergings, and the seeds."""
 
-    name: str = Field("study", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
+    name: Name = Field("study", title="Name", min_length=1, max_length=80, description="Of the run and its report.")
     description: str = Field("", title="Description", description="For people; one sentence.")
     recipe: Address = Field("quickstart", title="Recipe", min_length=1, description="A shipped one, a file or a URL.")
     changes: tuple[str, ...] = Field((), title="Changes", description="Of every arm, each as field=value.")

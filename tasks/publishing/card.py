@@ -1,6 +1,5 @@
 """The model card: what a model is, what it was made from and how well it does, as the Hugging Face hub reads cards."""
 
-import html
 from collections.abc import Iterable, Sequence
 
 from fusion_core.metrics import Interval
@@ -9,6 +8,7 @@ from tasks.publishing.provenance import Data, Evaluated, Origin, Provenance
 from tasks.quantities import format_bytes, format_seconds
 from tasks.report.comparison import Comparison, Standing, percent
 from tasks.report.conduct import gate_line
+from tasks.report.markup import markdown_text
 
 CARD, RECIPE, PROVENANCE = "README.md", "recipe.yaml", "provenance.jsonld"
 _PARTS = {"target": "target: trained on", "merged": "merged", "teacher": "source: taught"}
@@ -24,7 +24,7 @@ def write_card(provenance: Provenance) -> str:
     from huggingface_hub import ModelCard
 
     sections = [
-        f"# {_plain(provenance.name)}",
+        f"# {markdown_text(provenance.name)}",
         _summary(provenance),
         *_section("Models it was made from", _origins(provenance.origins)),
         *_section("Text it learned from", _data(provenance.data)),
@@ -106,8 +106,8 @@ def _summary(provenance: Provenance) -> str:
         made = f"{_listed(heirs[:1]) or 'A new model'}, trained on text"
     told = f"{made}; made with llm-fuse."
     if provenance.recipe and provenance.recipe.get("description"):
-        told += f" {_plain(str(provenance.recipe['description']))}"
-    return f"{told}\n\n{_plain(provenance.evaluated.comparison.verdict)}" if provenance.evaluated else told
+        told += f" {markdown_text(str(provenance.recipe['description']))}"
+    return f"{told}\n\n{markdown_text(provenance.evaluated.comparison.verdict)}" if provenance.evaluated else told
 
 
 def _origins(origins: Sequence[Origin]) -> str:
@@ -163,7 +163,7 @@ def _standings(comparison: Comparison) -> str:
         for s in comparison.standings
     ]  # fmt: skip
     amount = "; ".join(
-        f"{_plain(d.name)}: {d.documents:,} documents, {format_bytes(d.bytes)}" for d in comparison.domains
+        f"{markdown_text(d.name)}: {d.documents:,} documents, {format_bytes(d.bytes)}" for d in comparison.domains
     )
     return (
         f"Bits per byte, lower is better, with 95 % intervals over documents ({amount}).\n\n"
@@ -181,7 +181,7 @@ def _regressions(comparison: Comparison) -> str:
     if not comparison.differences:
         return ""
     lines = [
-        f"- {_plain(r.domain or 'mean over domains')}, against {_plain(r.rival)}: {_change(r.difference)}"
+        f"- {markdown_text(r.domain or 'mean over domains')}, against {markdown_text(r.rival)}: {_change(r.difference)}"
         + ("" if r.certain else "; the interval holds zero")
         for r in comparison.regressions
     ]
@@ -195,7 +195,7 @@ def _tasks(comparison: Comparison) -> str:
 
 
 def _gate_reasons(fused: Standing) -> list[str]:
-    return [f"- {_plain(reason)}" for reason in (fused.gate.reasons if fused.gate else ())]
+    return [f"- {markdown_text(reason)}" for reason in (fused.gate.reasons if fused.gate else ())]
 
 
 def _coverage(evaluated: Evaluated) -> str:
@@ -229,8 +229,10 @@ def _trainings(evaluated: Evaluated) -> str:
 
 
 def _licences(provenance: Provenance) -> str:
-    own = f"Continues weights under {_plain(provenance.licence)}." if provenance.licence else ""
-    lines = [f"- {_plain(f.subject)}: {_plain(f.reason)} ({f.severity})" for f in provenance.licence_findings]
+    own = f"Continues weights under {markdown_text(provenance.licence)}." if provenance.licence else ""
+    lines = [
+        f"- {markdown_text(f.subject)}: {markdown_text(f.reason)} ({f.severity})" for f in provenance.licence_findings
+    ]
     return "\n\n".join(part for part in (own, "\n".join(lines)) if part)
 
 
@@ -270,19 +272,13 @@ def _section(title: str, text: str) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [[_plain(cell) for cell in cells] for cells in (header, *rows)]
+    lines = [[markdown_text(cell) for cell in cells] for cells in (header, *rows)]
     lines.insert(1, ["---"] * len(header))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{c}" if c in "\\`*_[]|#~" else c for c in escaped)
-
-
 def _listed(names: Sequence[str]) -> str:
-    plain = [_plain(name) for name in names]
+    plain = [markdown_text(name) for name in names]
     return " and ".join([", ".join(plain[:-1]), plain[-1]] if len(plain) > 1 else plain)
 
 

@@ -4,7 +4,8 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-_MARKS = re.compile(r"[\[\]`|]")
+_MARKS = re.compile(r"[\\`*_\[\]|#~]")
+_SPACE = re.compile(r"[^\S\xa0]+")  # 6.8 % stays on one line
 
 
 class Html(str):
@@ -30,8 +31,11 @@ def join(children: Iterable[str]) -> Html:
 
 
 def markdown_text(text: str) -> str:
-    """Plain text for Markdown: no tags, links, pictures or code come of it, and it stays on its line."""
-    escaped = html.escape(" ".join(text.splitlines()), quote=False)
+    """Plain text for Markdown, shown as it is on one line: no tag, link, picture, emphasis, code or cell comes of it.
+
+    A bare address in it may be made a link to just that address by who shows it.
+    """
+    escaped = html.escape(_SPACE.sub(" ", text).strip(), quote=False)
     return _MARKS.sub(r"\\\g<0>", escaped)
 
 

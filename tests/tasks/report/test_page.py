@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from tasks.report import report
 from tasks.report.markup import markdown_text
@@ -76,11 +76,26 @@ def test_text_of_the_corpus_never_becomes_markup(make_run: Any, monkeypatch: pyt
     assert ATTACK in seen.text
 
 
-@pytest.mark.parametrize("text", [ATTACK, "[x](javascript:alert(1))", "![x](http://h/?secret)", "`a`", "a|b", "a\n# b"])
+MARKS = [
+    "[x](javascript:alert(1))",
+    "![x](http://h/?secret)",
+    "`a`",
+    "a|b",
+    "a\n# b",
+    "*a* _b_ ~~c~~",
+    "a #",
+    "a &lt; b",
+]
+ESCAPES = [r"\[x\](http://evil)", r"!\[x\](http://h)", r"a\|b", r"\`a\`", "a\\", r"\\[x](http://h)"]
+
+
+@pytest.mark.parametrize("text", [ATTACK, *MARKS, *ESCAPES])
 def test_markdown_of_a_name_is_the_name(text: str) -> None:
-    written = markdown_text(text)
-    assert re.search(r"<|(?<!\\)[\[\]`|]|\n", written) is None
-    assert html.unescape(written.replace("\\", "")) == text.replace("\n", " ")
+    name = markdown_text(text)
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    seen = Reader(parser.render(f"# {name}\n\n| {name} | b |\n| --- | --- |\n| c | d |\n"))
+    assert seen.tags == ["h1", "table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
+    assert seen.text.split() == [*text.split(), *text.split(), "b", "c", "d"]
 
 
 def test_page_needs_no_network_and_lets_no_script_run_but_its_own(make_run: Any) -> None:
