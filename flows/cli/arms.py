@@ -29,7 +29,7 @@ def arms_table(table: "ArmTable") -> RenderableType:
             gain, reverse = arm.against_rival, arm.main_against
             difference = [percent_cell(gain.mean), _between(gain.mean)] if gain else ["", ""]
             shown.add_row(
-                Text(f"  {name_of(arm)}", style="bold" if arm.name == table.main else ""),
+                Text(f"  {name_of(arm, table)}", style="bold" if arm.name == table.main else ""),
                 *cells,
                 *difference,
                 seeds_of(arm),

@@ -7,7 +7,7 @@ percentile intervals over resampled documents, paired where two arms are compare
 what another text would change. What another seed would change is told beside them, by the seeds themselves.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class Gain(Spec):
     """One arm against another, (arm - other) / other; below zero the arm is better.
 
     seeds: the ones both have, which alone are compared; `by_seed` is the mean's estimate for each of them.
-    Empty where one of the two has no seeds; then the mean over all of the other's is compared.
+    Empty where one of the two has no seeds, or they have none in common; then the means over all are compared.
     """
 
     other: str
@@ -64,7 +64,11 @@ class Gain(Spec):
 
 
 class Training(Spec):
-    """How an arm was trained. `same_batches`: in every shared seed the rival saw the same batches in the same order."""
+    """How an arm was trained.
+
+    same_batches: in every shared seed the rival saw the same batches in the same order. None where that isn't known:
+    no seed is shared, or the record of a training is gone and the others don't differ.
+    """
 
     lm_weight: float
     steps: int
@@ -148,7 +152,9 @@ def make_table(title: str, arms: Sequence[Arm], main: str, rival: str, store: St
                 domains=tuple(part.interval() for _, part in mean.by_domain()),
                 mean=mean.interval(),
                 by_seed=tuple(costs.interval().estimate for seed, costs in own.items() if seed is not None),
-                training=_training(trainings[arm.name], trainings.get(rival, {})),
+                training=_training(
+                    trainings[arm.name], trainings.get(rival, {}), own.keys() & runs.get(rival, {}).keys()
+                ),
                 against_rival=against,
                 main_against=_gain(runs[main], arm.name, own) if main in runs and arm.name != main else None,
                 recovered=_recovered(mean, _average(runs[rival].values()), best) if change and rival in runs else (),
@@ -223,18 +229,21 @@ def _read_trainings(arm: Arm, store: Store) -> dict[int, dict[str, Any]]:  # Any
     }
 
 
-def _training(own: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]]) -> Training | None:
+def _training(
+    own: dict[int, dict[str, Any]], rival: dict[int, dict[str, Any]], shared: Set[int | None]
+) -> Training | None:
+    """shared: the seeds in which both were measured."""
     if not own:
         return None
     first = next(iter(own.values()))
-    shared = own.keys() & rival.keys()
-    same = all(own[seed]["batches_sha256"] == rival[seed]["batches_sha256"] for seed in shared) if shared else None
+    known = [own[seed]["batches_sha256"] == rival[seed]["batches_sha256"] for seed in own.keys() & rival.keys()]
+    are_all_known = 0 < len(known) == len(shared)
     return Training(
         lm_weight=first["lm_weight"],
         steps=first["steps"],
         sequences=first["sequences"],
         tokens=first["tokens"],
-        same_batches=same,
+        same_batches=all(known) if are_all_known or not all(known) else None,
         batches_sha256=tuple(facts["batches_sha256"] for facts in own.values()),
     )
 

@@ -31,7 +31,7 @@ def _table(group: str, arms: tuple[ArmResult, ...], found: ArmTable) -> list[Htm
     header = ["", *[d.name for d in found.domains], "mean", against, "by seed", reverse, "gap closed"]
     rows = [
         row(
-            name_of(arm),
+            name_of(arm, found),
             *[f"{interval.estimate:.3f}" for interval in (*arm.domains, arm.mean)],
             _cell(arm.against_rival),
             seeds_of(arm),
@@ -86,7 +86,7 @@ def _batches(found: ArmTable) -> list[Html]:
             f"{training.steps:,}",
             f"{training.sequences:,}",
             f"{training.tokens:,}",
-            {True: "the same", False: "others", None: ""}[training.same_batches],
+            {True: "the same", False: "others", None: "not compared"}[training.same_batches],
             " ".join(digest[:12] for digest in training.batches_sha256),
         )
         for arm, training in trained

@@ -9,6 +9,8 @@ from tasks.report.arms import CONTROLS, ArmResult, ArmTable, Gain
 from tasks.report.comparison import percent
 from tasks.report.markup import markdown_text
 
+_OTHERS, _NOT_COMPARED = "†", "‡"
+
 
 def table_markdown(table: ArmTable) -> str:
     """One Markdown table per heading, then where an arm is worse than the rival."""
@@ -16,7 +18,7 @@ def table_markdown(table: ArmTable) -> str:
     header = ["", *domains, "mean", f"against {table.rival}", "by seed", f"{table.main} against it", "gap closed"]
     lines = [f"# {markdown_text(table.title)}", "", markdown_text(verdict(table)), ""]
     for group, arms in table.groups:
-        lines += [f"## {markdown_text(group)}", "", *_markdown(header, [_cells(arm) for arm in arms]), ""]
+        lines += [f"## {markdown_text(group)}", "", *_markdown(header, [_cells(arm, table) for arm in arms]), ""]
     lines += [markdown_text(explain(table)), "", f"## Worse than {markdown_text(table.rival)}", ""]
     worse = [f"- {markdown_text(line)}" for line in describe_regressions(table)]
     return "\n".join(lines + (worse or ["No trained arm, in no domain."])) + "\n"
@@ -63,9 +65,20 @@ def explain(table: ArmTable) -> str:
         f"Bits per byte of held-out text ({amount}), lower is better; the mean gives each domain the same weight. "
         f"Differences are relative, below zero is better; in brackets 95 % intervals over {table.resamples:,} paired "
         "bootstrap resamples of the documents. They say nothing of other seeds: what each seed of the data order gave "
-        "stands beside them, and “1 seed” where there was but one. A dagger (†) marks arms that were trained on other "
-        f"batches than {table.rival}; all others saw the same batches in the same order, by their SHA-256. Gap closed: "
-        f"of the way from {table.rival} to the best source of each domain, the mean share."
+        f"stands beside them, and “1 seed” where there was but one. {_explain_marks(table)}Gap closed: of the way from "
+        f"{table.rival} to the best source of each domain, the mean share."
+    )
+
+
+def _explain_marks(table: ArmTable) -> str:
+    """What is known of the arms' batches, the marked ones' and the others'; empty without a rival."""
+    if table.arm(table.rival) is None:
+        return ""
+    return (
+        f"A dagger ({_OTHERS}) marks arms that were trained on other batches than {table.rival}; a double dagger "
+        f"({_NOT_COMPARED}) those whose batches were not compared, for want of a common seed or of the record of a "
+        "training. All other trained arms saw the same batches in the same order, by their SHA-256, in each seed that "
+        "both have. "
     )
 
 
@@ -90,16 +103,18 @@ def seeds_of(arm: ArmResult) -> str:
     return ", ".join(percent(value) for value in gain.by_seed)
 
 
-def name_of(arm: ArmResult) -> str:
-    """The arm's name, marked where its training saw other batches than the rival's."""
-    other = arm.training is not None and arm.training.same_batches is False
-    return f"{arm.name} †" if other else arm.name
+def name_of(arm: ArmResult, table: ArmTable) -> str:
+    """The arm's name, marked where it was trained on other batches than the rival, or nobody knows on which."""
+    if arm.kind != "trained" or table.arm(table.rival) is None:
+        return arm.name
+    same = arm.training.same_batches if arm.training else None
+    return arm.name if same else f"{arm.name} {_NOT_COMPARED if same is None else _OTHERS}"
 
 
-def _cells(arm: ArmResult) -> list[str]:
+def _cells(arm: ArmResult, table: ArmTable) -> list[str]:
     gains = [_interval(gain.mean) if gain else "" for gain in (arm.against_rival, arm.main_against)]
     return [
-        name_of(arm),
+        name_of(arm, table),
         *[f"{interval.estimate:.3f}" for interval in (*arm.domains, arm.mean)],
         gains[0],
         seeds_of(arm),

@@ -190,6 +190,40 @@ def test_a_table_without_main_arm_or_rival_says_so(tmp_path: Path) -> None:
     table, folder = bench.table(bench.arm("other", "Taught", (0, costs(0, 2.0, 2.0))))
     assert table.arms[0].against_rival is None
     assert "fused was not measured against alone yet" in (folder / MARKDOWN).read_text()
+    assert "the same batches" not in (folder / MARKDOWN).read_text()
+    assert "‡" not in (folder / MARKDOWN).read_text()
+
+
+def test_batches_that_nobody_compared_are_not_called_the_same(tmp_path: Path) -> None:
+    bench, both = Bench(tmp_path), ((0, costs(0, 2.0, 2.5)), (1, costs(0, 2.1, 2.5)))
+    arms = [
+        bench.arm("alone", "Taught", *both),
+        bench.arm("fused", "Taught", *both),
+        bench.arm("half lost", "Taught", *both),
+        bench.arm("half lost, other batches", "Taught", *both, batches="others"),
+        bench.arm("lost", "Taught", both[0]),
+        bench.arm("other seed", "Taught", (2, costs(0, 2.0, 2.5))),
+        bench.arm("read", SOURCES, (None, costs(0, 2.0, 2.5))),
+    ]
+    store = open_store(bench.runtime)
+    for model in (arms[2].runs[1].model, arms[3].runs[1].model, arms[4].runs[0].model):
+        assert model is not None
+        store.remove(f"{model.address}/MANIFEST.json")
+    table, folder = bench.table(*arms)
+    same = {arm.name: arm.training.same_batches for arm in table.arms if arm.training is not None}
+    assert same == {
+        "alone": True, "fused": True, "half lost": None, "half lost, other batches": False, "other seed": None,
+    }  # fmt: skip
+    marked = ["alone", "fused", "half lost ‡", "half lost, other batches †", "lost ‡", "other seed ‡", "read"]
+    text, page = (folder / MARKDOWN).read_text(), Path(folder / PAGE).read_text()
+    for name in marked:
+        assert f"| {name} |" in text
+        assert f'<th scope="row">{name}</th>' in page
+    assert "not compared" in page
+    gain = table.arms[5].against_rival
+    assert gain is not None
+    assert (gain.seeds, gain.by_seed) == ((), ())
+    assert gain.mean.estimate == pytest.approx(mean_bits(costs(0, 2.0, 2.5)) / mean_bits(both[0][1], both[1][1]) - 1)
 
 
 def test_arms_on_other_documents_are_refused(tmp_path: Path) -> None:
