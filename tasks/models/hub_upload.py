@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,16 @@ from tasks.models.hub import connect, is_offline, is_unreachable
 
 @dataclass(frozen=True)
 class Upload:
-    """Where a commit goes and what it says. `is_stale`: which files of the repository it removes."""
+    """Where a commit goes and what it says.
+
+    find_stale: which of the branch's files it removes; asked when the branch is there.
+    """
 
     repo: str
     branch: str
     private: bool
     message: str
-    is_stale: Callable[[str], bool]
+    find_stale: Callable[[Iterable[str]], Iterable[str]]
 
 
 def read_file(repo: str, branch: str, name: str) -> bytes | None:
@@ -47,7 +50,7 @@ def commit_files(upload: Upload, files: Mapping[str, Path]) -> str:
         if upload.branch != "main":
             api.create_branch(upload.repo, branch=upload.branch, exist_ok=True)
         there = [file.rfilename for file in api.model_info(upload.repo, revision=upload.branch).siblings or ()]
-        stale = [CommitOperationDelete(name) for name in there if upload.is_stale(name)]
+        stale = [CommitOperationDelete(name) for name in upload.find_stale(there)]
         added = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         commit = api.create_commit(upload.repo, [*added, *stale], commit_message=upload.message, revision=upload.branch)
     return str(commit.commit_url)

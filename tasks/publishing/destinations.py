@@ -1,6 +1,6 @@
 """Where a model is published: a folder or bucket, or a repository of the Hugging Face hub."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from tasks.models.folders import CONFIG
 from tasks.models.hub import check_repo_id, check_revision
 from tasks.models.hub_upload import Upload, commit_files, read_file
 from tasks.models.weight_files import WEIGHTS_INDEX
-from tasks.publishing.publication import SUMS
+from tasks.publishing.publication import SUMS, read_sums
 from tasks.secrets import refuse_credentials
 from tasks.storage.objects import Objects
 
@@ -54,7 +54,13 @@ class HubRepository(Spec):
         is_same = has_model and read_file(self.id, self.branch, SUMS) == files[SUMS].read_bytes()
         if _check_place(str(self), has_model, is_same, [], replace):
             return str(self)
-        upload = Upload(self.id, self.branch, self.private, message, is_stale=lambda name: _is_weights(name, files))
+        upload = Upload(
+            self.id,
+            self.branch,
+            self.private,
+            message,
+            find_stale=lambda names: _find_stale(names, read_file(self.id, self.branch, SUMS), files),
+        )
         return commit_files(upload, files)
 
     def __str__(self) -> str:
@@ -85,9 +91,8 @@ def _copy(place: Objects, files: Mapping[str, Path], replace: bool, progress: Pr
     if _check_place(place.root, CONFIG in found, same, foreign, replace):
         return place.root
     place.remove(CONFIG)
-    for name in foreign:
-        if _is_weights(name, files):  # transformers would take them for this model's
-            place.remove(name)
+    for name in _find_stale(place.listing(), place.read(SUMS), files):
+        place.remove(name)
     total, done = sum(path.stat().st_size for path in files.values()), 0
     for name in sorted(files, key=lambda name: name == CONFIG):
         target = f"{place.base}/{name}"
@@ -116,6 +121,15 @@ def _check_place(place: str, has_model: bool, is_same: bool, foreign: list[str],
     return False
 
 
-def _is_weights(name: str, files: Mapping[str, Path]) -> bool:
-    """Whether it holds weights of another model than the one whose files these are."""
-    return (name.endswith(".safetensors") or name == WEIGHTS_INDEX) and name not in files
+def _find_stale(names: Iterable[str], sums: bytes | None, files: Mapping[str, Path]) -> list[str]:
+    """Which of the files there are another model's: transformers would take them for those of the model to come.
+
+    They are what an earlier publication says are its own, and weights that nothing lists. The rest is somebody's.
+    """
+    listed = read_sums(sums)
+    return [
+        name
+        for name in names
+        if name not in files
+        and (name in listed or ("/" not in name and (name.endswith(".safetensors") or name == WEIGHTS_INDEX)))
+    ]

@@ -130,6 +130,17 @@ def _shorten_paths(value: Any) -> Any:  # Any: a recipe's JSON
     return shortened
 
 
+def read_sums(text: bytes | None) -> set[str]:
+    """The names of the files that a publication's `SHA256SUMS` lists, and its own; empty without one.
+
+    Somebody else may have written it: the names can be anything.
+    """
+    if text is None:
+        return set()
+    lines = text.decode("utf-8", errors="replace").splitlines()
+    return {SUMS, *(name for _, separator, name in (line.partition("  ") for line in lines) if separator)}
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

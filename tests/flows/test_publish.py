@@ -240,6 +240,20 @@ def test_a_branch_is_made_and_a_repository_is_public_only_when_asked(cli: Cli, m
     assert "config.json" in repository.commits[repository.revisions["v2"]]
 
 
+def test_a_branch_or_a_replacement_keeps_nothing_of_the_model_before(cli: Cli, merged: Merged, hub: Hub) -> None:
+    old = {"config.json": b"{}", "modeling_old.py": b"", "added_tokens.json": b"{}", "notes.txt": b"mine"}
+    sums = "".join(f"{'0' * 64}  {name}\n" for name in old if name != "notes.txt").encode()
+    hub.add("owner/fused", {**old, "SHA256SUMS": sums})
+    words = ("publish", merged.model.address, "--root", merged.root)
+    assert cli(*words, "hf://owner/fused@v2").code == 0
+    assert cli(*words, "hf://owner/fused", "--replace").code == 0
+    repository = hub.repositories["owner/fused"]
+    for branch in ("main", "v2"):
+        names = repository.commits[repository.revisions[branch]].keys()
+        assert {"notes.txt", "config.json", "model.safetensors"} <= names
+        assert not {"modeling_old.py", "added_tokens.json"} & names
+
+
 def test_who_may_not_write_is_told_what_to_set(cli: Cli, merged: Merged, hub: Hub) -> None:
     hub.written.writer = "hf_writer"
     called = cli("publish", merged.model.address, "hf://owner/fused", "--root", merged.root)

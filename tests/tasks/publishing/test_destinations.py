@@ -56,6 +56,30 @@ def test_another_model_is_replaced_only_when_asked_and_then_whole(root: str, fil
     assert {"model.safetensors", "config.json"} & set(Objects(root).names()) == {"config.json"}
 
 
+def test_nothing_of_the_replaced_model_stays_and_everything_else_does(root: str, files: Files, tmp_path: Path) -> None:
+    place = Objects(root)
+    own = ["config.json", "modeling_old.py", "chat_template.jinja", "additional_chat_templates/old.jinja"]
+    listed = [*own, "../outside.txt", "/etc/passwd", "gone.json"]
+    sums = "".join(f"{'0' * 64}  {name}\n" for name in listed)
+    put(root, write(tmp_path / "old", {**dict.fromkeys(own, "old"), "SHA256SUMS": sums}))
+    others = ["notes.txt", "photos/sea.jpg", "adapters/adapter.safetensors"]
+    for name in others:
+        place.write(name, b"mine")
+    outside = Objects(root.rsplit("/", 1)[0])
+    outside.write("outside.txt", b"not there")
+    put(root, files, replace=True)
+    assert sorted(place.listing()) == sorted([*files, *others])
+    assert outside.read("outside.txt") == b"not there"
+
+
+def test_what_a_replacement_that_broke_left_is_removed_by_the_next_try(root: str, files: Files, tmp_path: Path) -> None:
+    place, sums = Objects(root), f"{'0' * 64}  config.json\n{'0' * 64}  chat_template.jinja\n"
+    place.write("SHA256SUMS", sums.encode())
+    place.write("chat_template.jinja", b"old")  # config.json is gone already
+    put(root, files, replace=True)
+    assert sorted(place.listing()) == sorted(files)
+
+
 def test_foreign_files_are_left_alone(root: str, files: Files) -> None:
     place = Objects(root)
     place.write("notes.txt", b"mine")
