@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 from uuid import UUID
 
@@ -175,10 +176,24 @@ class _Page:
             while not self.ended.wait(EVERY_SECONDS):
                 with contextlib.suppress(Exception):  # the next one brings all of it
                     self._publish_live(client)
-            self._publish_live(client)
-            for note in self.notes:
-                key = f"{self.slug}-{note.name}"
-                self._publish(client, note.name, note.kind, note.data, key=key, description=note.description)
+            self._publish_last(client)
+
+    def _publish_last(self, client: SyncPrefectClient) -> None:
+        """What changed since, and each note, whatever became of the others. Raises the first one's error at the end."""
+        parts: list[Callable[[SyncPrefectClient], None]] = [self._publish_live]
+        parts += [partial(self._publish_note, note) for note in self.notes]
+        errors = []
+        for publish in parts:
+            try:
+                publish(client)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _publish_note(self, note: Note, client: SyncPrefectClient) -> None:
+        key = f"{self.slug}-{note.name}"
+        self._publish(client, note.name, note.kind, note.data, key=key, description=note.description)
 
     def _publish_live(self, client: SyncPrefectClient) -> None:
         with self.lock:
@@ -191,10 +206,15 @@ class _Page:
                 if w.total and (w.label in self.ids or now - w.since > LONG_SECONDS)
             ]
             finished = [label for label, w in self.works.items() if w.done >= w.total]
-        for name, rows, meaning in tables:
-            if rows:
-                key = f"{self.slug}-{name}"
-                self._publish(client, name, "table", json.dumps(rows), key=key, description=meaning)
+        try:
+            for name, rows, meaning in tables:
+                if rows:
+                    key = f"{self.slug}-{name}"
+                    self._publish(client, name, "table", json.dumps(rows), key=key, description=meaning)
+        except Exception:
+            with self.lock:
+                self.is_changed = True  # for the next time, which may come without another event
+            raise
         for label, sentence, share, task_run_id in works:
             self._publish(client, label, "progress", share, description=sentence, task_run_id=task_run_id)
         with self.lock:
