@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import threading
 
+import pytest
 from rich.console import Console
 
 from flows.cli.progress import Bars, Display, JsonLines, Lines, Tally
@@ -88,6 +90,22 @@ def test_nothing_is_heard_after_the_block() -> None:
     play(display)
     tell(Event("fuse", "fuse 001/001", "computed"))
     assert "fuse" not in display.tally.stages
+
+
+def test_a_display_that_fails_fails_no_step_and_hears_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `run --json | head` does once it has seen enough
+    display = JsonLines(os.fdopen(writing, "w"))
+    with Display() as other, display:
+        for event in RUN:
+            tell(event)
+    assert other.tally.computed == 2
+    assert display.tally.computed == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "progress is no longer shown: BrokenPipeError: [Errno 32] Broken pipe"
+    ]
+    with pytest.raises(BrokenPipeError):
+        display.stream.close()
 
 
 def test_events_of_many_threads_are_all_counted() -> None:
