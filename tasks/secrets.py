@@ -16,7 +16,18 @@ HIDDEN = "***"
 _SHORTEST = 8
 """Of a variable's value that is hidden: shorter ones are words of tests, and stand everywhere by chance."""
 
-_LOGIN = re.compile(r"(?<=://)[^/\s'\"@]*@")
+
+def _login(outside: str) -> str:
+    """The pattern of a login after `://`, through its last `@`; outside: what never stands in a URL.
+
+    A secret may hold a slash: what follows the first colon is a login unless it is a port. Without a colon a slash
+    ends it, since the `@` may belong to the path.
+    """
+    return rf"(?:[^:/\[{outside}]*:(?!\d{{1,5}}(?:[/?#]|$))[^{outside}]*|[^/{outside}]*)@"
+
+
+_LOGIN = re.compile(r"(?<=://)" + _login(r"\s"))
+_LOGIN_IN_WORDS = re.compile(r"(?<=://)" + _login(r"\s'\""))
 _SIGNED = r"x-amz-signature|x-amz-credential|x-amz-security-token|signature|sig|token|access_token|awsaccesskeyid"
 _QUERY = re.compile(rf"(?<=[?&])((?:{_SIGNED})=)[^&;\s'\"]+", re.IGNORECASE)
 _TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
@@ -43,7 +54,7 @@ def refuse_credentials(address: str) -> str:
 Address = Annotated[
     str,
     AfterValidator(refuse_credentials),
-    Field(json_schema_extra={"not": {"pattern": r"^(?!github://)\w[\w+.-]*://[^/\s]*@"}}),
+    Field(json_schema_extra={"not": {"pattern": r"^(?!github://).*://" + _login(r"\s")}}),
 ]
 """A path or URL that anyone may read. Prefect's server refuses a login in it by the schema, before it is stored."""
 
@@ -52,7 +63,7 @@ def redact(text: str) -> str:
     """The text with `***` for each secret: logins in URLs, signatures, tokens, values of variables that name one."""
     for value in _values():
         text = text.replace(value, HIDDEN)
-    text = _QUERY.sub(rf"\1{HIDDEN}", _LOGIN.sub(f"{HIDDEN}@", text))
+    text = _QUERY.sub(rf"\1{HIDDEN}", _LOGIN_IN_WORDS.sub(f"{HIDDEN}@", text))
     return _TOKENS.sub(HIDDEN, text)
 
 

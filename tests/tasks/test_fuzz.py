@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import ValidationError, validate
+from pydantic import TypeAdapter
 
 from fusion_core.alignment import Pair
 from fusion_core.pair_counts import PairCounts
@@ -20,7 +22,7 @@ from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import Manifest, ModelRef, StoreError
 from tasks.formats import shards
 from tasks.models.weight_files import check_weights
-from tasks.secrets import HIDDEN, redact, refuse_credentials
+from tasks.secrets import HIDDEN, Address, redact, refuse_credentials
 
 FUZZ = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MOST = 100_000
@@ -172,8 +174,45 @@ def test_a_password_never_survives(rest: str, scheme: str) -> None:
     assert HIDDEN in told
 
 
+KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
 @pytest.mark.parametrize(
-    "address", ["s3://bucket/a@b", "/home/me@work/x", "a:b@c", "github://o:r@main/x", "https://h/?a=b"]
+    "url",
+    [
+        f"s3://AKIAIOSFODNN7EXAMPLE:{KEY}@bucket/p",
+        f"simplecache::s3://me:{KEY}@bucket/p",
+        f"https://me@tenant:{KEY}@host:8080/a@b",
+        f"redis://:{KEY}@host",
+        f"postgresql://u:p@{KEY}@db",
+        f"postgresql://u:{KEY}?#@db",
+        f"postgresql://u:5432{KEY}@db",
+    ],
 )
+def test_a_password_may_hold_what_else_ends_a_login(url: str) -> None:
+    with pytest.raises(ValueError, match="expected an address without credentials") as refusal:
+        refuse_credentials(url)
+    told = [str(refusal.value), redact(url), redact(f"can't open '{url}': refused")]
+    assert not any(part in text for text in told for part in KEY.split("/"))
+    with pytest.raises(ValidationError):
+        validate(url, TypeAdapter(Address).json_schema())
+
+
+ADDRESSES = [
+    "s3://bucket/a@b",
+    "s3://bucket/a:b@c",
+    "/home/me@work/x",
+    "a:b@c",
+    "github://o:r@main/x",
+    "https://h/?a=b",
+    "https://host:8080/a@b",
+    "http://[::1]:8080/a@b",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
 def test_addresses_without_credentials_pass(address: str) -> None:
     assert refuse_credentials(address) == address
+    validate(address, TypeAdapter(Address).json_schema())
+    if not address.startswith("github://"):
+        assert redact(f"no '{address}', ask me@host") == f"no '{address}', ask me@host"
