@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from typing import Annotated
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, Field
 
@@ -28,10 +29,14 @@ def _login(outside: str) -> str:
 
 _LOGIN = re.compile(r"(?<=://)" + _login(r"\s"))
 _LOGIN_IN_WORDS = re.compile(r"(?<=://)" + _login(r"\s'\""))
-_SIGNED = r"x-amz-signature|x-amz-credential|x-amz-security-token|signature|sig|token|access_token|awsaccesskeyid"
+_SIGNED = (
+    r"password|x-amz-signature|x-amz-credential|x-amz-security-token|signature|sig|token|access_token|awsaccesskeyid"
+)
 _QUERY = re.compile(rf"(?<=[?&])((?:{_SIGNED})=)[^&;\s'\"]+", re.IGNORECASE)
 _TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
-_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH_STRING|API_KEY|ACCESS_KEY|CONNECTION_URL|POSTGRES|PROXY")
+_VARIABLE = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH_STRING|API_KEY|ACCESS_KEY")
+_URL_VARIABLE = re.compile(r"CONNECTION_URL|POSTGRES|PROXY")
+_OPEN_VARIABLE = re.compile(r"(?:\bNO_PROXY|_(?:FILE|PATH|USER|DB|HOST))$")  # of words that messages are full of
 _REPOSITORY = "github://"  # github://owner:repository@branch/path
 
 
@@ -69,8 +74,25 @@ def redact(text: str) -> str:
 
 def _values() -> list[str]:
     """The values that variables of this process hide, longest first: one may be part of another."""
-    found = {value for name, value in os.environ.items() if _VARIABLE.search(name.upper()) and len(value) >= _SHORTEST}
-    return sorted(found, key=len, reverse=True)
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        if _OPEN_VARIABLE.search(name.upper()):
+            continue
+        if _VARIABLE.search(name.upper()):
+            found.add(value)
+        elif _URL_VARIABLE.search(name.upper()):
+            found |= _passwords(value)
+    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
+
+
+def _passwords(url: str) -> set[str]:
+    """What its login hides, as written and as it is meant: all but a user's name; of a proxy the scheme may lack."""
+    login = _LOGIN.search(url if "://" in url else f"://{url}")
+    if login is None:
+        return set()
+    user, colon, password = login[0].removesuffix("@").partition(":")
+    secret = password if colon else user
+    return {secret, unquote(secret)}
 
 
 @contextlib.contextmanager

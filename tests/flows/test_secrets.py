@@ -132,6 +132,47 @@ def test_words_without_secrets_stay_as_they_are(monkeypatch: pytest.MonkeyPatch)
     assert redact(text) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("no_proxy", "localhost"),
+        ("NO_PROXY", "me:localhost@localhost"),
+        ("https_proxy", "http://localhost"),
+        ("POSTGRES_USER", "localhost"),
+        ("POSTGRES_DB", "localhost"),
+        ("POSTGRES_HOST", "localhost"),
+        ("POSTGRES_PASSWORD_FILE", "localhost"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "localhost"),
+        ("LLM_FUSE_POSTGRES", "postgresql://localhost/x"),
+        ("HTTP_PROXY", "me:secret@localhost"),
+    ],
+)
+def test_a_variable_hides_no_word_but_its_secret(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    text = "no answer from http://localhost:4200/api"
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("HTTPS_PROXY", "http://me:opensesame@localhost:3128", "opensesame"),
+        ("http_proxy", "me:opensesame@localhost:3128", "opensesame"),
+        ("ALL_PROXY", "socks5://opensesame@localhost", "opensesame"),
+        ("LLM_FUSE_POSTGRES", "postgresql://me:open%2Fsesame@localhost/x", "open/sesame"),
+        ("LLM_FUSE_POSTGRES", "postgresql://me:open/sesame@localhost/x", "open/sesame"),
+        ("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:opensesame@db/x", "opensesame"),
+        ("POSTGRES_PASSWORD", "opensesame", "opensesame"),
+    ],
+)
+def test_a_variables_password_is_hidden_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, secret: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert redact(f"localhost refused {secret} of {value}").startswith("localhost refused *** of ")
+    assert secret not in redact(value)
+
+
 # ---- Prefect --------------------------------------------------------------------------------------------------
 
 
