@@ -7,6 +7,7 @@ takes back when its process dies, so nothing has to be cleared up and no coordin
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ def reserve_devices(
             "name more in runtime.device, or take fewer processes"
         )
     folder = folder or Path(tempfile.gettempdir(), f"llm-fuse-devices-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_private(folder)
     is_first = True
     with contextlib.ExitStack() as held:
         while len(taken := _take(exclusive, count, folder, held)) < count:
@@ -95,17 +96,35 @@ def _take(names: Sequence[str], count: int, folder: Path, held: contextlib.ExitS
     """Those of the devices, at most `count`, whose locks could be had at once."""
     taken: list[str] = []
     for name in names if count else ():
-        lock = (folder / _identity(name)).open("w")  # a description of its own: threads exclude each other, too
+        # a description of its own: threads exclude each other, too
+        lock = os.open(folder / _identity(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.close()
+            os.close(lock)
             continue
-        held.callback(lock.close)
+        held.callback(_release, lock)
         taken.append(name)
         if len(taken) == count:
             break
     return taken
+
+
+def _release(lock: int) -> None:
+    fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone leaves it to children forked meanwhile
+    os.close(lock)
+
+
+def _make_private(folder: Path) -> None:
+    """Makes the folder, of this user alone. Raises `ValueError` where somebody else could have put something there."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ValueError(
+            f"devices: expected a folder of mode 0700 and user {os.getuid()} for their locks, found {folder} with "
+            f"{stat.filemode(found.st_mode)} and user {found.st_uid}; remove it, or set TMPDIR to a folder of your own"
+        )
 
 
 def _identity(name: str) -> str:

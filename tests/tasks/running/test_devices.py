@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,25 @@ from tasks.running.devices import reserve_devices
 with reserve_devices(["cuda:0"], folder=Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
+"""
+
+FORK = """
+import os, signal, sys, time
+from pathlib import Path
+from tasks.running.devices import reserve_devices
+with reserve_devices(["cuda:0"], folder=Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+def give_up(*_):
+    os.kill(child, signal.SIGKILL)
+    sys.exit("it is still held")
+signal.signal(signal.SIGALRM, give_up)
+signal.alarm(10)
+with reserve_devices(["cuda:0"], folder=Path(sys.argv[1])):
+    print("free", flush=True)
+os.kill(child, signal.SIGKILL)
 """
 
 
@@ -78,6 +98,42 @@ def test_the_device_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     killed = time.monotonic()
     waiter.join(timeout=20)
     assert free[0] - killed < 5
+
+
+def test_a_forked_child_keeps_no_device(tmp_path: Path) -> None:
+    forked = subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], stdout=subprocess.PIPE, text=True, timeout=30)
+    assert forked.stdout == "free\n"
+
+
+def make_link(place: Path) -> None:
+    (place.parent / "elsewhere").mkdir(mode=0o700)
+    place.symlink_to(place.parent / "elsewhere")
+
+
+def make_open(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o755)
+
+
+@pytest.mark.parametrize("make", [make_link, make_open, Path.touch])
+def test_a_folder_of_locks_that_others_could_have_laid_out_is_refused(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "locks")
+    with (
+        pytest.raises(ValueError, match=r"devices: expected a folder of mode 0700 .* set TMPDIR"),
+        reserve_devices(["cuda:0"], folder=tmp_path / "locks"),
+    ):
+        pass
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("of a user")
+    (tmp_path / "locks").mkdir(mode=0o700)
+    (tmp_path / "locks" / "cuda:0").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic link"), reserve_devices(["cuda:0"], folder=tmp_path / "locks"):
+        pass
+    assert (tmp_path / "precious").read_text() == "of a user"
 
 
 def test_a_cpu_is_shared() -> None:
