@@ -88,9 +88,9 @@ def _recipe_of(what: Sequence[str], tokenizers: bool, text: Sequence[str], overr
     named = [
         NamedModel(name=name, model=model_of(model)) for name, model in zip(distinct_names(what), what, strict=True)
     ]
+    domains = distinct_names([PurePosixPath(path).stem.replace("*", "all") for path in text])
     documents = tuple(
-        documents_of([path]).model_copy(update={"domain": PurePosixPath(path).stem.replace("*", "all")})
-        for path in text
+        documents_of([path]).model_copy(update={"domain": domain}) for path, domain in zip(text, domains, strict=True)
     )
     corpus = CorpusSpec(documents=documents, short_documents="drop")
     return Recipe(name=f"into {named[0].name}", target=named[0], sources=tuple(named[1:]), corpus=corpus)

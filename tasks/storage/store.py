@@ -32,7 +32,8 @@ ABANDONED_SECONDS = 7 * 86400.0
 def open_store(runtime: Runtime) -> "Store":
     """The store of this runtime; one instance per root and process."""
     root = runtime.root if "://" in runtime.root else str(Path(runtime.root).expanduser().absolute())
-    return _open(root, runtime.cache_dir, runtime.cache_bytes)
+    cache = None if runtime.cache_dir is None else str(Path(runtime.cache_dir).expanduser().absolute())
+    return _open(root, cache, runtime.cache_bytes)
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ from tasks.artifacts import Runtime
 from tasks.running.devices import count_workers, showing_only
 from tasks.running.stopping import check_stopped, when_stopped
 from tasks.runtime import TrainingRuntime
-from tasks.storage.store import Store
+from tasks.storage.store import open_store
 from tasks.training.failures import MEMORY_WAYS, TrainingFailed
 from tasks.training.spec import TrainingJob
 
@@ -129,7 +129,7 @@ def _environment(job: TrainingJob, devices: Sequence[str]) -> dict[str, str]:
 
 def _log_folder(runtime: Runtime, address: str) -> Path:
     """Where the event files go: not into the artifact, whose bytes don't depend on the clock."""
-    store = Store(runtime.root, cache_dir=runtime.cache_dir)
+    store = open_store(runtime)
     home = Path(store.base) if store.is_local else store.cache
     return Path(runtime.training.log_dir or home / "tensorboard").expanduser() / address.split("/")[-1][:12]
 

@@ -93,10 +93,14 @@ def test_tokenizers_alone_need_neither_recipe_nor_config(
         for file in SMALL_FILES[:2]:
             shutil.copy(make() / file, folders[-1] / file)
     text = bench.texts / "learn-0.txt"
-    called = cli("inspect", "--tokenizers", *folders, "--text", text, "--root", bench.root)
+    other = shutil.copytree(bench.texts, tmp_path / "fr") / text.name
+    words = ("inspect", "--tokenizers", *folders, "--text", text, "--text", other, "--root", bench.root)
+    called = cli(*words)
     assert called.code == 0, called.err
     assert "rows of ours met by" in called.out
     assert "theirs: " in called.out
+    found = json.loads(cli(*words, "--json").out)
+    assert set(found["pairs"]["theirs"]["domains"]) == {"learn-0", "learn-0-no2"}
 
 
 @pytest.mark.parametrize("words", [("--tokenizers", "one"), ("a", "b"), ("a", "--text", "x.txt")])

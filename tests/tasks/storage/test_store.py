@@ -250,6 +250,13 @@ def test_one_store_per_root_whatever_the_current_folder(tmp_path: Path, monkeypa
     assert open_store(Runtime(root="./store")) is not first
 
 
+def test_a_root_and_a_cache_may_lie_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = open_store(Runtime(root="~/store", cache_dir="~/cache"))
+    assert store.base == str(tmp_path / "store")
+    assert store.cache.parent == tmp_path / "cache"
+
+
 # ---- before a run --------------------------------------------------------------------------------------
 
 
