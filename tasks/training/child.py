@@ -9,19 +9,16 @@ import json
 import os
 import shutil
 import sys
-import threading
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from tasks.artifacts import StoreError
 from tasks.engines import pick_device
 from tasks.models.trust import trusting_code
-from tasks.running.transient import is_transient
+from tasks.running.child import end_with, kind_of, open_records
 from tasks.storage.store import open_store
 from tasks.training.batches import Collator, Plan
 from tasks.training.checkpoints import Checkpoints, layout_of
@@ -109,26 +106,11 @@ def _facts(trainer: "FusionTrainer", plan: Plan) -> dict[str, object]:
     }
 
 
-def _end_with(owner: int | None, parent: int) -> None:
-    """Ends this process once its parent, or whoever wanted the model, is gone, killed even."""
-    try:
-        process = psutil.Process(owner or parent)
-        while os.getppid() == parent and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1.0)
-    except psutil.NoSuchProcess:
-        pass
-    os._exit(1)
-
-
 def _kind_of(error: Exception) -> str | None:
     """How the parent shall raise an error; None for a bug."""
     if isinstance(error, TrainingFailed | torch.OutOfMemoryError):
         return "failed"
-    if isinstance(error, ValueError):
-        return "input"
-    if isinstance(error, StoreError):
-        return "store"
-    return "transient" if is_transient(error) else None
+    return kind_of(error)
 
 
 def _words_for(error: Exception) -> str:
@@ -141,9 +123,8 @@ def _words_for(error: Exception) -> str:
 def main(path: str) -> int:
     """Runs the job in the file; progress, then facts or an error for users, as JSON lines."""
     job = TrainingJob.model_validate_json(Path(path).read_bytes())
-    threading.Thread(target=_end_with, args=(job.owner, os.getppid()), daemon=True).start()
-    records = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no record
+    end_with(job.owner or os.getppid())
+    records = open_records()
 
     def tell(**record: Any) -> None:  # Any: plain JSON
         if os.environ.get("RANK", "0") == "0":

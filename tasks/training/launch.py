@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -13,9 +12,8 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tasks.artifacts import Runtime
+from tasks.running.child import kill_all, read_record
 from tasks.running.devices import count_workers, showing_only
 from tasks.running.stopping import check_stopped, when_stopped
 from tasks.runtime import TrainingRuntime
@@ -67,39 +65,17 @@ def run_child(job: TrainingJob, devices: Sequence[str]) -> Generator[dict[str, A
         last: dict[str, Any] = {}
         with child, _time_limit(child, job.runtime.training.timeout_seconds) as ran_out:
             try:
-                with when_stopped(lambda: _kill(child)):
+                with when_stopped(lambda: kill_all(child)):
                     for line in child.stdout or ():
-                        if (record := _record(line)) is not None:
+                        if (record := read_record(line)) is not None:
                             last = record
                             yield record
                     code = child.wait()
             finally:
-                _kill(child)
+                kill_all(child)
         check_stopped()
         if not {"facts", "error"} & last.keys():
             raise _explain(code, words.read_text(errors="replace"), last, job.runtime.training, ran_out.is_set())
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """What the child said; None for words of a launcher, or a record that a kill cut short."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _kill(child: "subprocess.Popen[bytes]") -> None:
-    """Ends the child and all that it started: a launcher's processes would go on writing, and hold their devices."""
-    started: list[psutil.Process] = []
-    if child.poll() is None:
-        with contextlib.suppress(psutil.Error):
-            started = psutil.Process(child.pid).children(recursive=True)
-    child.kill()
-    for process in started:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(started, timeout=1.0)
 
 
 def _command(how: TrainingRuntime, description: Path) -> list[str]:
@@ -141,7 +117,7 @@ def _time_limit(child: "subprocess.Popen[bytes]", seconds: float | None) -> Iter
 
     def end() -> None:
         ran_out.set()
-        _kill(child)
+        kill_all(child)
 
     timer = threading.Timer(seconds or 0.0, end)
     if seconds is not None:

@@ -13,7 +13,6 @@ from tasks.train import train
 from tasks.training.batches import Collator
 from tasks.training.examples import Examples, write_sequences
 from tasks.training.failures import TrainingFailed
-from tasks.training.launch import _record
 from tasks.training.network import check_packing
 from tasks.training.spec import LoRA, TrainingSpec
 from tests.tasks.training.conftest import Lesson, assert_same_course, learn, weights_of
@@ -128,13 +127,6 @@ def test_the_precision_is_the_recipes_whatever_a_launcher_says(
     expected = learn(lesson.job(SPEC, tmp_path / "plain"))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert learn(lesson.job(SPEC, tmp_path / "other"))["losses"] == expected["losses"]
-
-
-def test_words_of_a_launcher_are_no_records() -> None:
-    assert _record(b'{"done": 1}\n') == {"done": 1}
-    assert _record(b"[launcher] starting\n") is None
-    assert _record(b"42\n") is None
-    assert _record(b'{"facts": {"los') is None
 
 
 def test_a_training_over_its_time_is_killed(lesson: Lesson) -> None:
