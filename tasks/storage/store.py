@@ -25,6 +25,9 @@ IN_USE_SECONDS = 600.0
 """What was fetched this recently is never evicted from the local cache: somebody may be about to open it."""
 READS = 3
 """How often a remote store is asked for what isn't what it must be: bytes also change on their way."""
+PART = ".part"
+PART_SECONDS = 86400.0
+"""A download in which nothing was written for so long belongs to a killed process."""
 ABANDONED_SECONDS = 7 * 86400.0
 """An attempt's folder in the local cache in which nothing was written for so long belongs to a killed process."""
 
@@ -80,10 +83,12 @@ class Store(Objects):
     def bring(self, address: str, files: Mapping[str, FileFact]) -> Path:
         """The local folder of an address, in which these files lie, each checked against its size and SHA-256.
 
+        All of them are in use when this returns, however long the first of them have been there.
         Raises `StoreError` when one is missing or differs.
         """
         home = Path(self.base) if self.is_local else self.cache / "files"
-        grown = False
+        brought: list[Path] = []
+        grown, used = False, time.monotonic()
         for name, fact in files.items():
             file = home / address / fact.path
             problem = self._problem(file, fact)
@@ -92,8 +97,13 @@ class Store(Objects):
                 problem = problem and self._download(f"{address}/{fact.path}", file, fact)
             if problem is not None:
                 raise StoreError(f"{address}/{name}: {problem}; delete the folder {address} to recompute it")
+            brought.append(file)
+            if not self.is_local and time.monotonic() - used > IN_USE_SECONDS / 10:
+                _mark_used(brought)  # other processes evict meanwhile, too
+                used = time.monotonic()
         if grown:
-            self._evict()
+            _mark_used(brought)
+            self._evict(frozenset(brought))
         return home / address
 
     def damage(self, manifest: Manifest) -> list[str]:
@@ -197,7 +207,7 @@ class Store(Objects):
                         return problem
                 self._verified[file] = seen
             if not self.is_local:
-                os.utime(file, ns=(time.time_ns(), status.st_mtime_ns))  # when it was last used
+                _mark_used([file])
         except FileNotFoundError:
             return "missing"
         return None
@@ -205,7 +215,7 @@ class Store(Objects):
     def _download(self, path: str, file: Path, fact: FileFact) -> str | None:
         """What is wrong with the object; None once it lies in the cache, checked."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.part")
+        partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}{PART}")
         try:
             with self.allowed(f"read {path}"):
                 self.fs.get_file(f"{self.base}/{path}", str(partial))
@@ -219,19 +229,23 @@ class Store(Objects):
         finally:
             partial.unlink(missing_ok=True)
 
-    def _evict(self) -> None:
+    def _evict(self, needed: frozenset[Path] = frozenset()) -> None:
         """Unlinks what was used longest ago until the cache fits `cache_bytes`, or all that is left is in use.
 
-        Open and mapped files keep their contents; what was fetched in the last `IN_USE_SECONDS` stays, even above it.
+        Open and mapped files keep their contents. What is `needed`, what was fetched in the last `IN_USE_SECONDS` and
+        what is being downloaded stays, even above the bound.
         """
-        files = []
+        files, total, now = [], 0, time.time()
         for path in _files_below(self.cache / "files"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                files.append((status.st_atime, status.st_size, path))
-        excess = sum(size for _, size, _ in files) - self.cache_bytes
-        for used, size, path in sorted(files):
-            if excess <= 0 or used > time.time() - IN_USE_SECONDS:
+                total += status.st_size
+                age = now - max(status.st_atime, status.st_mtime)  # writing moves only the latter
+                if path not in needed and age >= (PART_SECONDS if path.suffix == PART else IN_USE_SECONDS):
+                    files.append((age, status.st_size, path))
+        excess = total - self.cache_bytes
+        for _, size, path in sorted(files, reverse=True):
+            if excess <= 0:
                 break
             path.unlink(missing_ok=True)
             excess -= size
@@ -246,6 +260,12 @@ class Store(Objects):
 
 def _files_below(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _mark_used(files: Iterable[Path]) -> None:
+    """Their access time is now; that of writing stays, by which a checked file is known."""
+    for file in files:
+        os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
 
 
 def _file_of(manifest: Manifest, name: str) -> FileFact:

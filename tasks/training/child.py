@@ -54,6 +54,8 @@ def run_training(job: TrainingJob, progress: "ReportProgress") -> dict[str, obje
     examples = Examples(store, job.work, job.shards, job.teachers if spec.lm_weight < 1 else [])
     collator = Collator(examples.vocab_size, spec.divergence.averaged_over == "tokens", how.packing)
     plan = Plan.of(spec, len(examples))
+    with group.local_main_process_first():  # encoding the corpus took long enough for a cache to let go of the model
+        folder = store.fetch(job.model)
     network, head = prepare_network(folder, spec, how)
     if group.is_main_process:
         job.output.mkdir(parents=True, exist_ok=True)

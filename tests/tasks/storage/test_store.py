@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 from tasks.artifacts import Manifest, ModelRef, Runtime, StoreError
 from tasks.running.transient import is_transient
 from tasks.storage.objects import S3_OPTIONS
-from tasks.storage.store import ABANDONED_SECONDS, IN_USE_SECONDS, Store, open_store
+from tasks.storage.store import ABANDONED_SECONDS, IN_USE_SECONDS, PART_SECONDS, Store, open_store
 
 REF = ModelRef(step="train", fingerprint="0" * 32)
 FILES = {"config.json": b'{"layers": 2}', "weights/part-1.bin": b"\x00\x01" * 5000, "empty": b""}
@@ -156,6 +156,45 @@ def test_the_cache_drops_what_was_used_longest_ago_and_nothing_in_use(s3_root: s
     assert not old.exists()
     assert fresh.exists()
     assert (store.fetch(REF) / "weights/part-1.bin").exists()
+
+
+def test_a_fetch_longer_than_the_time_in_use_keeps_its_own_files(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = publish(Store(s3_root, cache_dir=str(tmp_path / "maker")))
+    store = Store(s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=1)
+    honest_get = store.fs.get_file
+
+    def get(path: str, local: str) -> None:
+        honest_get(path, local)
+        _age(store, IN_USE_SECONDS + 60)
+
+    monkeypatch.setattr(store.fs, "get_file", get)
+    folder = store.fetch(REF)
+    assert {name: (folder / name).read_bytes() for name in manifest.files} == FILES
+    other = Store(s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=1)
+    other._evict()  # what a fetch of something else ends with, in another process
+    assert all((folder / name).exists() for name in manifest.files)
+
+
+def test_a_download_under_way_is_not_evicted_and_one_of_a_killed_process_is(s3_root: str, tmp_path: Path) -> None:
+    publish(Store(s3_root, cache_dir=str(tmp_path / "maker")))
+    store = Store(s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=1)
+    (store.cache / "files").mkdir(parents=True)
+    ages = {"begun": IN_USE_SECONDS + 60, "left": PART_SECONDS + 60, "written": 0.0}
+    begun, left, written = (store.cache / "files" / f"{name}.0a1b2c3d.part" for name in ages)
+    for path, age in zip((begun, left, written), ages.values(), strict=True):
+        path.write_bytes(b"x" * 5000)
+        os.utime(path, (time.time() - PART_SECONDS - 60, time.time() - age))  # writing doesn't move the access time
+    store.fetch(REF)
+    assert begun.exists()
+    assert written.exists()
+    assert not left.exists()
+
+
+def _age(store: Store, seconds: float) -> None:
+    for path in (store.cache / "files").rglob("*"):
+        os.utime(path, (time.time() - seconds,) * 2)
 
 
 def test_what_is_made_here_makes_room_for_itself(s3_root: str, tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ def test_a_killed_training_goes_on_to_the_same_bytes_losses_and_batches(
     assert [(again.output / n).read_bytes() for n in names] == [(whole.output / n).read_bytes() for n in names]
 
 
+def test_a_model_that_the_cache_let_go_of_while_the_corpus_was_read_is_fetched_again(
+    lesson: Lesson, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Store(s3_root)
+    bucket.fs.put(lesson.runtime.root + "/", bucket.base + "/", recursive=True)
+    narrow = Runtime(root=s3_root, cache_dir=str(tmp_path / "cache"), cache_bytes=1, device="cpu")
+    monkeypatch.setattr("tasks.storage.store.IN_USE_SECONDS", 0.0)  # as if every fetch had taken longer
+    learned = learn(replace(lesson, runtime=narrow).job(SPEC, tmp_path / "out"))
+    assert learned["batches_sha256"] == learn(lesson.job(SPEC, tmp_path / "whole"))["batches_sha256"]
+
+
 def _folder(tmp_path: Path, content: bytes) -> Path:
     folder = tmp_path / content.decode()
     (folder / "part").mkdir(parents=True)
