@@ -21,10 +21,11 @@ from prefect.states import Failed
 
 from flows.corpora import build_recipe_shards, build_shards
 from flows.execution import executing
+from flows.keeping import Keeper
 from flows.recipe import Recipe
 from flows.run_page import run_page
 from flows.run_tables import Grid
-from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model, trusting
+from flows.stages import align_source, extract_shards, fuse_shards, obtain_model, trusting
 from flows.study import MAIN, RIVAL, Arm, Merging, Study
 from flows.study_page import arms_grid, summarize_study
 from fusion_core.controls import Control, Shuffled, Uniform, Unigram
@@ -61,19 +62,19 @@ def compare(study: Study, runtime: Runtime = Runtime()) -> Any:  # Any: ReportRe
     if is_planning():
         return _compare(study, runtime)
     open_store(runtime).probe()
-    keep = keeper(study.name, study, runtime)
-    keep([entry.ref for entry in plan_study(study, runtime)])
+    keeper = Keeper(study.name, study.model_dump(mode="json"), runtime)
+    plan = functools.partial(plan_study, study, runtime)
     tables: list[ReportRef] = []
     summarize = functools.partial(summarize_study, open_store(runtime), tables)
     grids = [Grid(), arms_grid(study.base.target.name)]
-    with run_page(study.name, grids, open_store(runtime), lambda: plan_study(study, runtime), summarize):
+    with run_page(study.name, grids, open_store(runtime), plan, summarize):
         try:
-            with executing(runtime):
+            with keeper.planned(plan), executing(runtime):
                 made, failures = _compare(study, runtime)
             tables.append(made)
         except ShardsFailed as failure:
             return Failed(message=str(failure), data=failure)
-    keep([made])
+    keeper.keep([made])
     if failures:
         incomplete = TableIncomplete(failures, made)
         return Failed(message=str(incomplete), data=incomplete)

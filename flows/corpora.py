@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from flows.keeping import tell_corpus
 from flows.recipe import Recipe
 from tasks.artifacts import Runtime, ShardRef
 from tasks.corpora.documents import shards_of
@@ -19,7 +20,9 @@ def build_shards(spec: CorpusSpec, label: str, runtime: Runtime, held_out: Seque
         for source in spec.documents
         if isinstance(source, Installed)
     ]
-    return shards_of(build_corpus.submit(spec, texts, held_out, runtime=runtime, label=label).result(), runtime)
+    corpus = build_corpus.submit(spec, texts, held_out, runtime=runtime, label=label).result()
+    tell_corpus(corpus)
+    return shards_of(corpus, runtime)
 
 
 def build_recipe_shards(recipe: Recipe, runtime: Runtime) -> list[ShardRef]:

@@ -1,12 +1,14 @@
 """`evaluate_model`: what a model pays for held-out text, alone or against others."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from prefect import flow
 from pydantic import Field
 
 from flows.corpora import build_shards
 from flows.execution import executing
+from flows.keeping import Keeper
 from flows.measures import ask_tasks
 from flows.stages import trusting
 from fusion_core.spec import Spec
@@ -18,7 +20,7 @@ from tasks.evaluation.benchmarks import TaskChoice
 from tasks.models.folders import HubModel, LocalModel
 from tasks.report import ReportRow
 from tasks.secrets import hiding_secrets
-from tasks.step import is_planning
+from tasks.step import Planned, is_planning, planning
 from tasks.storage.store import open_store
 
 
@@ -41,11 +43,27 @@ def evaluate_model(
 ) -> list[ReportRow]:
     """Measures models on the same documents: rows for `tasks.report.compare`, with `model` compared to the others."""
     runtime = trusting(runtime, (model, *against))
+    measure = functools.partial(_evaluate, (model, *against), corpus, spec, tasks, runtime)
     if is_planning():
-        return _evaluate((model, *against), corpus, spec, tasks, runtime)
+        return measure()
     open_store(runtime).probe()
-    with executing(runtime):
-        return _evaluate((model, *against), corpus, spec, tasks, runtime)
+    asked = {
+        "models": [candidate.model_dump(mode="json") for candidate in (model, *against)],
+        "corpus": corpus.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json"),
+        "tasks": [task.model_dump(mode="json") for task in tasks],
+    }
+    keeper = Keeper(f"evaluate {model.name}", asked, runtime)
+    with keeper.planned(functools.partial(_plan, measure)), executing(runtime):
+        rows = measure()
+    keeper.keep(ref for row in rows for ref in (row.evaluation, *row.tasks))
+    return rows
+
+
+def _plan(measure: Callable[[], object]) -> list[Planned]:
+    with planning() as planned:
+        measure()
+    return planned
 
 
 def _evaluate(

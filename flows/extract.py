@@ -9,10 +9,11 @@ from prefect.states import Failed
 from flows.corpora import build_recipe_shards
 from flows.execution import executing
 from flows.fusion_page import summarize_fusion
+from flows.keeping import Keeper
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm
 from flows.run_page import run_page
 from flows.run_tables import Grid
-from flows.stages import extract_shards, keeper, obtain_model, trusting
+from flows.stages import extract_shards, obtain_model, trusting
 from tasks.artifacts import Runtime, ScoredRef
 from tasks.secrets import hiding_secrets
 from tasks.step import Planned, ShardsFailed, is_planning, planning, settle
@@ -40,17 +41,16 @@ def extract_source(
     if is_planning():
         return _extract(recipe, models[source], runtime)
     open_store(runtime).probe()
-    keep = keeper(f"{recipe.name}: {source}", recipe, runtime)
+    keeper = Keeper(f"{recipe.name}: {source}", recipe.model_dump(mode="json"), runtime)
     name, plan = f"{recipe.name} {source}", functools.partial(_plan, recipe, models[source], runtime)
-    keep([entry.ref for entry in plan()])  # garbage would be what no fusion has come to yet
     summarize = functools.partial(summarize_fusion, recipe, open_store(runtime))
     with run_page(name, [Grid()], open_store(runtime), plan, summarize):
         try:
-            with executing(runtime):
+            with keeper.planned(plan), executing(runtime):
                 scored = _extract(recipe, models[source], runtime)
         except ShardsFailed as failure:
             return Failed(message=str(failure), data=failure)
-    keep(scored)
+    keeper.keep(scored)  # garbage would be what no fusion has come to yet
     return scored
 
 

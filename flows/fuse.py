@@ -19,11 +19,12 @@ from flows.comparison import Baseline
 from flows.corpora import build_recipe_shards
 from flows.execution import executing
 from flows.fusion_page import summarize_fusion
+from flows.keeping import Keeper
 from flows.measures import measure_models
 from flows.recipe import Recipe, RecipeFile, RecipeForm
 from flows.run_page import run_page
 from flows.run_tables import Grid
-from flows.stages import align_source, extract_shards, fuse_shards, keeper, obtain_model, trusting
+from flows.stages import align_source, extract_shards, fuse_shards, obtain_model, trusting
 from fusion_core.spec import Spec
 from tasks.artifacts import FusedRef, ModelRef, ReportRef, Runtime, ShardRef
 from tasks.report import Role, report
@@ -55,19 +56,18 @@ def fuse_models(recipe: RecipeForm, runtime: Runtime = Runtime()) -> Any:  # Any
     if is_planning():
         return _fuse(recipe, runtime)
     open_store(runtime).probe()
-    keep = keeper(recipe.name, recipe, runtime)
-    planned = _plan(recipe, runtime)
-    keep([entry.ref for entry in planned])  # until it ends: what this run may still need is no garbage
-    missing = sum(entry.cached_bytes is None for entry in planned)
-    get_run_logger().info("of what is known now, %d are cached and %d to compute", len(planned) - missing, missing)
+    keeper = Keeper(recipe.name, recipe.model_dump(mode="json"), runtime)
+    plan = functools.partial(_plan, recipe, runtime)
     summarize = functools.partial(summarize_fusion, recipe, open_store(runtime))
-    with run_page(recipe.name, [Grid()], open_store(runtime), lambda: _plan(recipe, runtime), summarize):
+    with run_page(recipe.name, [Grid()], open_store(runtime), plan, summarize):
         try:
-            with executing(runtime):
+            with keeper.planned(plan) as planned, executing(runtime):
+                missing = sum(entry.cached_bytes is None for entry in planned)
+                get_run_logger().info("now %d are known to be cached, %d to compute", len(planned) - missing, missing)
                 result = _fuse(recipe, runtime)
         except ShardsFailed as failure:
             return Failed(message=str(failure), data=failure)
-    keep([result.model] if result.report is None else [result.model, result.report])
+    keeper.keep([result.model] if result.report is None else [result.model, result.report])
     return result
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from flows.corpora import build_shards
 from flows.execution import executing
 from flows.forecast import row_bytes, text_bytes
+from flows.keeping import Keeper
 from flows.recipe import NamedModel, Recipe, RecipeFile, RecipeForm, ScratchModel
 from flows.stages import extract_shards, obtain_model, trusting
 from fusion_core.spec import Spec
@@ -62,14 +63,18 @@ def inspect_recipe(
         recipe = recipe.load()
     runtime = trusting(runtime, (recipe.target, *recipe.sources))
     open_store(runtime).probe()
+    keeper = Keeper(f"inspect {recipe.name}", recipe.model_dump(mode="json"), runtime)
     with executing(runtime):
-        return _inspect(recipe, assumptions, runtime)
+        done = _inspect(recipe, assumptions, runtime, keeper)
+    keeper.keep([done])
+    return done
 
 
-def _inspect(recipe: Recipe, assumptions: Assumptions, runtime: Runtime) -> InspectionRef:
+def _inspect(recipe: Recipe, assumptions: Assumptions, runtime: Runtime, keeper: Keeper) -> InspectionRef:
     sample = take_sample(recipe.corpus, assumptions.sample_bytes, "sample", runtime)
     futures = {named.name: _describe(named, runtime) for named in (recipe.target, *recipe.sources)}
     described = {name: future.result() for name, future in futures.items()}
+    keeper.add([*sample, *described.values()])
     target = described[recipe.target.name]
     pairs = {
         source.name: inspect_pair.submit(
@@ -77,8 +82,9 @@ def _inspect(recipe: Recipe, assumptions: Assumptions, runtime: Runtime) -> Insp
         )
         for source in recipe.sources
     }
-    run = _run_models(recipe, described, assumptions, runtime)
     found = {name: future.result() for name, future in pairs.items()}
+    keeper.add(found.values())
+    run = _run_models(recipe, described, assumptions, runtime, keeper)
     needs, warnings = _reckon(recipe, found, assumptions, runtime)
     done: InspectionRef = report_inspection.submit(
         recipe.name, recipe.target.name, found, run.scores, run.skipped, _licences(recipe, described, runtime),
@@ -138,7 +144,9 @@ class _Run:
     skipped: dict[str, str]
 
 
-def _run_models(recipe: Recipe, described: dict[str, TokenizerRef], assumptions: Assumptions, runtime: Runtime) -> _Run:
+def _run_models(
+    recipe: Recipe, described: dict[str, TokenizerRef], assumptions: Assumptions, runtime: Runtime, keeper: Keeper
+) -> _Run:
     models = {named.name: named for named in (recipe.target, *recipe.sources)}
     if not assumptions.forward:
         return _Run(None, dict.fromkeys(models, "not asked for"))
@@ -162,12 +170,15 @@ def _run_models(recipe: Recipe, described: dict[str, TokenizerRef], assumptions:
             scored[name] = [future.result() for future in own]
         except ValueError as error:  # what the run itself would stop at
             skipped[name] = str(error)
+        else:
+            keeper.add(scored[name])
     if not scored:
         return _Run(None, skipped)
     teachers = [recipe.target.name] * recipe.target_as_teacher + [source.name for source in recipe.sources]
     scores = inspect_scores.submit(
         list(scored), list(scored.values()), teachers, recipe.target.name, sample, runtime=runtime, label="scores"
     ).result()
+    keeper.add([scores])
     return _Run(scores, skipped)
 
 

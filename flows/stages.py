@@ -1,26 +1,20 @@
 """The stages that flows are made of: models, what they say about each shard, what reaches the target, teachers."""
 
-import uuid
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from typing import Protocol
-
-from prefect.runtime import flow_run
 
 from flows.corpora import build_shards
 from flows.recipe import NamedModel, Recipe, ScratchModel
 from fusion_core.spec import Spec
 from tasks.align import align
-from tasks.artifacts import Ref, Runtime, ShardRef
+from tasks.artifacts import Runtime, ShardRef
 from tasks.count import count_pairs
 from tasks.download import download
 from tasks.extract import extract
 from tasks.fuse import fuse
-from tasks.library.lineage import RunRecord, record_run
 from tasks.models.folders import HubModel
 from tasks.scratch import init_model, train_tokenizer
 from tasks.step import Future, settle
-from tasks.storage.store import open_store
 from tasks.train import train
 from tasks.vocab import map_vocab
 
@@ -99,16 +93,3 @@ def _count(recipe: Recipe, name: str, scored: list[Future], own: list[Future], r
         return counts
     settled = settle(counts, "shards", minimum=recipe.min_shards)
     return [count for count, made in zip(counts, settled, strict=True) if made is not None]
-
-
-def keeper(name: str, asked: Spec, runtime: Runtime) -> Callable[[Sequence[Ref]], None]:
-    """A function that notes this run in the store, and what is kept for it; again replaces."""
-    run_id = flow_run.get_id() or uuid.uuid4().hex
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def keep(refs: Sequence[Ref]) -> None:
-        described = asked.model_dump(mode="json")
-        record = RunRecord(name=name, started_at=started, recipe=described, refs=list(refs))
-        record_run(open_store(runtime), record, run_id=run_id)
-
-    return keep
