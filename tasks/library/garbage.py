@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.artifacts import Manifest, Ref
-from tasks.library.lineage import ADDRESS, RUNS, Library, RunRecord
+from tasks.library.lineage import ADDRESS, RUNS, Library, RunRecord, runs
 from tasks.library.retention import Retention, age_of
 from tasks.storage.claims import PREFIX as CLAIM
 from tasks.storage.claims import claim_record, owner_state
@@ -90,10 +90,24 @@ def find_garbage(library: Library, keep: Iterable[Ref], min_age: float = MIN_AGE
 
 
 def sweep(store: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
-    """Removes it and returns what was removed: less than was asked where somebody has come to work there meanwhile."""
+    """Removes it and returns what was removed: less than was asked where somebody has come to need it meanwhile."""
     # Claims first: one found later is somebody at work. Then runs: one that is kept must not miss what it names.
     ordered = sorted(garbage, key=lambda item: {"claim": 0, "run": 1}.get(item.kind, 2))
-    return [item for item in ordered if _remove(store, item)]
+    before = [item for item in ordered if item.kind in ("claim", "run")]
+    removed = [item for item in before if _remove(store, item)]
+    rest = ordered[len(before) :]
+    artifacts = {item.path for item in rest if item.kind == "artifact"}
+    needed = _needed_by_now(store, artifacts) if artifacts else set()
+    return removed + [item for item in rest if item.path not in needed and _remove(store, item)]
+
+
+def _needed_by_now(store: Store, condemned: set[str]) -> set[str]:
+    """Addresses that something reaches: a run, a live claim, or an artifact that stays, all of them read anew."""
+    library = Library.load(store)
+    live = _live_claims(store, _folders(library), store.clock(), min_age=0.0)
+    kept = [ref for record in runs(store).values() for ref in record.refs]
+    stays = [manifest.ref for address, manifest in library.manifests.items() if address not in condemned]
+    return library.reachable([*kept, *stays, *(ref for inputs in live.values() for ref in inputs)])
 
 
 def _folders(library: Library) -> dict[str, _Folder]:

@@ -3,13 +3,14 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tasks.artifacts import ModelRef, Ref, Runtime, ScoredRef
+from tasks.artifacts import FusedRef, ModelRef, Ref, Runtime, ScoredRef
 from tasks.library.garbage import Garbage, find_garbage, sweep
-from tasks.library.lineage import Library
+from tasks.library.lineage import Library, RunRecord, record_run
 from tasks.step import Output, step
 from tasks.storage.claims import Claims, this_process
 from tasks.storage.objects import Objects
@@ -33,6 +34,13 @@ def extract(model: ModelRef, *, runtime: Runtime, out: Output) -> ScoredRef:
     """What a model says."""
     (out.dir / "scores").write_text(model.fingerprint)
     return out.ref(ScoredRef)
+
+
+@step(version=1)
+def fuse(scored: ScoredRef, *, runtime: Runtime, out: Output) -> FusedRef:
+    """A teacher."""
+    (out.dir / "teacher").write_text(scored.fingerprint)
+    return out.ref(FusedRef)
 
 
 def garbage_in(store: Store, *keep: Ref, min_age: float = 0.0) -> list[Garbage]:
@@ -269,3 +277,30 @@ def test_checkpoints_of_a_published_model_are_needed_no_more(disk: Runtime, tmp_
     _keep_checkpoint(store, tmp_path, model.address)
     assert kinds(sweep(store, garbage_in(store, model))) == [("checkpoint", f"{model.address}/checkpoints")]
     assert store.fetch(model).is_dir()
+
+
+def _note_run(runtime: Runtime, needed: ScoredRef) -> None:
+    record = RunRecord(name="late", started_at="2026-01-01T00:00:00+00:00", recipe={}, refs=[needed])
+    record_run(open_store(runtime), record, run_id="late")
+
+
+def _claim_with(runtime: Runtime, needed: ScoredRef) -> None:
+    claim_of(open_store(runtime), f"fuse/{'a' * 32}", 0.0, [needed.address])
+
+
+def _make_of(runtime: Runtime, needed: ScoredRef) -> None:
+    fuse.fn(needed, runtime=runtime)
+
+
+@pytest.mark.parametrize("come_to_need", [_note_run, _claim_with, _make_of])
+def test_what_somebody_has_come_to_need_since_the_look_stays_with_all_behind_it(
+    disk: Runtime, come_to_need: Callable[[Runtime, ScoredRef], None]
+) -> None:
+    store = open_store(disk)
+    needed = extract.fn(download.fn("needed", runtime=disk), runtime=disk)
+    lost = download.fn("lost", runtime=disk)
+    found = garbage_in(store)
+    assert len(found) == 3
+    come_to_need(disk, needed)
+    assert kinds(sweep(store, found)) == [("artifact", lost.address)]
+    assert Library.load(store).verify([needed]) == []
