@@ -126,7 +126,8 @@ def _copy(source: Store, store: Store, manifest: Manifest, lease_seconds: float)
     address, owner = manifest.ref.address, uuid.uuid4().hex[:12]
     if store.manifest(manifest.ref) is not None:
         return False
-    claim = Claims(store, address, owner, lease_seconds, [ref.address for ref in manifest.inputs]).acquire()
+    claims = Claims(store, address, owner, lease_seconds, [ref.address for ref in manifest.inputs])
+    claim = claims.acquire_from_silent()
     if claim is None:
         raise OSError(f"{address}: expected nobody at work on it in {store.root}, found a claim; pull again later")
     with claim:

@@ -106,6 +106,17 @@ class Claims:
         claim.keep()
         return claim
 
+    def acquire_from_silent(self) -> Claim | None:
+        """The claim, once its holder has been silent for the lease; None as soon as that owner is known to live."""
+        first = None
+        while (claim := self.acquire()) is None:
+            if (seen := self._seen) is not None:
+                first = first or seen
+                if seen[:2] != first[:2] or owner_state(claim_record(seen[1])) == "alive":
+                    return None
+            time.sleep(min(1.0, self.lease_seconds / 10))
+        return claim
+
     def _is_dead(self, name: str) -> bool:
         body = self.store.read(f"{self.address}/{name}")
         if body is None:

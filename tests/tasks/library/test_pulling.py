@@ -1,6 +1,7 @@
 """Pulling: what comes from another root is checked, and lineage is whole without its data."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,38 @@ def test_a_place_where_somebody_works_is_left_to_them(there: Run, runtime: Runti
     with claim, pytest.raises(OSError, match="found a claim; pull again later"):
         pull(uri_of(runtime, teacher), here)
     assert pull(uri_of(runtime, teacher), here).ref == teacher
+
+
+def test_a_claim_of_the_dead_on_another_host_blocks_for_its_lease_alone(
+    there: Run, runtime: Runtime, here: Runtime
+) -> None:
+    teacher, store = there.teachers[0], open_store(here)
+    left = {"owner": "somebody", "host": "elsewhere", "pid": 1, "started": 0.0, "lease_seconds": 0.5, "inputs": []}
+    store.write(f"{teacher.address}/CLAIM.000000", json.dumps(left).encode())
+    assert pull(uri_of(runtime, teacher), here).ref == teacher
+    assert store.manifest(teacher) is not None
+
+
+def test_a_claim_renewed_on_another_host_is_left_to_its_owner(there: Run, runtime: Runtime, here: Runtime) -> None:
+    teacher, store, ended = there.teachers[0], open_store(here), threading.Event()
+    path = f"{teacher.address}/CLAIM.000000"
+    said = {"owner": "somebody", "host": "elsewhere", "pid": 1, "started": 0.0, "lease_seconds": 5.0, "inputs": []}
+
+    def renew() -> None:
+        beats = 0
+        while not ended.wait(0.2):
+            beats += 1
+            store.write(path, json.dumps(said | {"beats": beats}).encode())
+
+    store.write(path, json.dumps(said).encode())
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(OSError, match="found a claim; pull again later"):
+            pull(uri_of(runtime, teacher), here)
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(
