@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.artifacts import Manifest, Ref
+from tasks.artifacts import Manifest, Ref, StoreError
 from tasks.library.lineage import ADDRESS, RUNS, Library, RunRecord, runs
 from tasks.library.retention import Retention, age_of
 from tasks.storage.claims import PREFIX as CLAIM
@@ -72,7 +72,9 @@ def find_garbage(library: Library, keep: Iterable[Ref], min_age: float = MIN_AGE
 
     Kept besides: what is younger than `min_age` seconds (by the store's clock), what lies beside a live claim,
     what live claims name as inputs, and the ancestors of all these. Foreign files below the root are never listed.
+    Raises `StoreError` naming the manifests that can't be read: nobody knows what they need.
     """
+    _refuse_damage(library)
     now = library.store.clock()
     folders = _folders(library)
     live = _live_claims(library.store, folders, now, min_age)
@@ -104,10 +106,19 @@ def sweep(store: Store, garbage: Iterable[Garbage]) -> list[Garbage]:
 def _needed_by_now(store: Store, condemned: set[str]) -> set[str]:
     """Addresses that something reaches: a run, a live claim, or an artifact that stays, all of them read anew."""
     library = Library.load(store)
+    _refuse_damage(library)
     live = _live_claims(store, _folders(library), store.clock(), min_age=0.0)
     kept = [ref for record in runs(store).values() for ref in record.refs]
     stays = [manifest.ref for address, manifest in library.manifests.items() if address not in condemned]
     return library.reachable([*kept, *stays, *(ref for inputs in live.values() for ref in inputs)])
+
+
+def _refuse_damage(library: Library) -> None:
+    if library.damaged:
+        raise StoreError(
+            f"garbage: expected manifests that can be read, found {len(library.damaged)} that can't and whose needs "
+            f"nobody knows; mend or remove them first: {'; '.join(library.damaged.values())}"
+        )
 
 
 def _folders(library: Library) -> dict[str, _Folder]:

@@ -87,23 +87,26 @@ class Library:
     """All artifacts of a store, by address, and the listing they were found in: a snapshot.
 
     elsewhere: what was noted of artifacts that lie in other roots.
+    damaged: addresses whose manifest, or note, can't be read: torn, altered, too new; each with a sentence on it.
     """
 
     store: Store
     manifests: dict[str, Manifest]
     listing: dict[str, Entry]
     elsewhere: dict[str, Manifest] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, store: Store) -> Self:
-        """Reads every manifest below the root. Raises `StoreError` naming one that is damaged or too new."""
+        """Reads every manifest below the root; those that can't be read are in `damaged`."""
         listing = store.listing()
         marks = [path for path in listing if (m := ADDRESS.fullmatch(path)) and m["rest"] == MANIFEST]
         notes = [path for path in listing if _NOTE.fullmatch(path)]
-        manifests = _read_manifests(store, {path: path.removesuffix(f"/{MANIFEST}") for path in marks})
+        manifests, torn = _read_manifests(store, {path: path.removesuffix(f"/{MANIFEST}") for path in marks})
         noted = {path: path.removeprefix(f"{ELSEWHERE}/").removesuffix(".json") for path in notes}
-        elsewhere = _read_manifests(store, {p: address for p, address in noted.items() if address not in manifests})
-        return cls(store, manifests, listing, elsewhere)
+        wanted = {path: address for path, address in noted.items() if address not in manifests | torn}
+        elsewhere, torn_notes = _read_manifests(store, wanted)
+        return cls(store, manifests, listing, elsewhere, torn | torn_notes)
 
     @cached_property
     def known(self) -> dict[str, Manifest]:
@@ -133,16 +136,19 @@ class Library:
     def find(self, text: str) -> Ref:
         """The artifact meant by `step/fingerprint`, by a path into its folder, or by the first digits of a fingerprint.
 
-        Raises `ValueError` naming the candidates when none or several fit.
+        Raises `ValueError` naming the candidates when none or several fit, `StoreError` for one that is damaged.
         """
         parts = [part for part in text.strip().split("/") if part]
         pairs = list(itertools.pairwise(parts)) or [("", part) for part in parts]
         fitting = [
             address
-            for address, manifest in self.manifests.items()
-            if any(step in ("", manifest.step) and manifest.fingerprint.startswith(digits) for step, digits in pairs)
+            for address in self.manifests | self.damaged
+            for made_by, fingerprint in [address.split("/")]
+            if any(step in ("", made_by) and fingerprint.startswith(digits) for step, digits in pairs)
         ]
         if len(fitting) == 1:
+            if fitting[0] in self.damaged:
+                raise StoreError(self.damaged[fitting[0]])
             return self.manifests[fitting[0]].ref
         if fitting:
             listed = ", ".join(sorted(fitting)[:8]) + (", ..." if len(fitting) > 8 else "")
@@ -154,14 +160,17 @@ class Library:
         )
 
     def verify(self, refs: Iterable[Ref] | None = None) -> list[str]:
-        """One sentence per missing artifact or file and per file whose bytes differ; empty when all is whole.
+        """One sentence per missing artifact or file, damaged manifest and file whose bytes differ; empty when whole.
 
         Checks the refs and all their ancestors, or the whole store; reads every byte. What is known to lie elsewhere
         isn't missing.
         """
         kept = [manifest.ref for manifest in self.manifests.values()] if refs is None else list(refs)
         reached = self._closure(kept, self._inputs)
-        problems = [f"{ref.address}: not in {self.store.root}" for ref in reached if ref.address not in self.known]
+        torn = self.damaged if refs is None else self.damaged.keys() & {ref.address for ref in reached}
+        problems = [self.damaged[address] for address in sorted(torn)]
+        there = self.known.keys() | self.damaged.keys()
+        problems += [f"{ref.address}: not in {self.store.root}" for ref in reached if ref.address not in there]
         whole = [self.manifests[ref.address] for ref in reached if ref.address in self.manifests]
         for found in _in_parallel(self.store.damage, whole):
             problems.extend(found)
@@ -214,12 +223,17 @@ class Library:
         return list(found.values())
 
 
-def _read_manifests(store: Store, paths: dict[str, str]) -> dict[str, Manifest]:
-    """By address; `paths` are where they lie, each with its address."""
-    bodies = zip(paths.values(), _in_parallel(store.read, paths), strict=True)
-    return {
-        address: Manifest.from_json(body, address) for address, body in bodies if body is not None
-    }  # None: gone now
+def _read_manifests(store: Store, paths: dict[str, str]) -> tuple[dict[str, Manifest], dict[str, str]]:
+    """The manifests by address, and what is wrong with the others; `paths`: where they lie, each with its address."""
+    found, damaged = {}, {}
+    for address, body in zip(paths.values(), _in_parallel(store.read, paths), strict=True):
+        if body is None:  # gone since the listing
+            continue
+        try:
+            found[address] = Manifest.from_json(body, address)
+        except StoreError as error:
+            damaged[address] = str(error)
+    return found, damaged
 
 
 def _in_parallel(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

@@ -8,6 +8,7 @@ come from `rename` and `link`.
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import time
@@ -37,6 +38,8 @@ S3_OPTIONS: dict[str, Any] = {  # Any: keyword arguments of s3fs
     "use_listings_cache": False,
 }
 S3_RETRIES = 2
+_OURS = re.compile(r"[a-z][a-z0-9_]*")
+"""The folders directly below a root: steps, and what is kept beside them (runs, lineage)."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ class Objects:
     def listing(self) -> dict[str, Entry]:
         """Every object below the root by its path, on a disk also every empty folder, with a slash at its end.
 
+        On a disk, folders directly below the root whose names no store writes (`lost+found`) are passed over.
         What appears or goes meanwhile may be in it or not.
         """
         if self.is_local:
@@ -296,6 +300,8 @@ def _walk(folder: Path, base_length: int) -> Iterator[tuple[str, Entry]]:
             yield f"{folder}/"[base_length:], Entry(0, folder.stat().st_mtime)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
+            if len(str(folder)) < base_length and not _OURS.fullmatch(entry.name):
+                continue
             yield from _walk(Path(entry.path), base_length)
             continue
         with contextlib.suppress(FileNotFoundError):

@@ -111,11 +111,12 @@ def _unnoticed(store: Store, expected: Library, path: str, damage: str) -> Itera
         if damage != "delete" and not _is_same_record(store, expected):
             yield "the record of a run was believed"
         return
-    try:
-        library = Library.load(store)
-    except StoreError as error:
-        if address not in str(error) and damage != "swap":
-            yield f"expected {address} to be named, found {error}"
+    library = Library.load(store)
+    if library.damaged:
+        if address not in library.damaged and damage != "swap":
+            yield f"expected {address} to be named, found {'; '.join(library.damaged.values())}"
+        if not set(library.damaged.values()) <= set(library.verify()):
+            yield "verify said nothing"
         return
     if path.endswith(MANIFEST):
         if damage == "delete" and address not in library.manifests:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifacts import FusedRef, ModelRef, Ref, Runtime, ScoredRef
+from tasks.artifacts import FusedRef, ModelRef, Ref, Runtime, ScoredRef, StoreError
 from tasks.library.garbage import Garbage, find_garbage, sweep
 from tasks.library.lineage import Library, RunRecord, record_run
 from tasks.step import Output, step
@@ -163,6 +163,18 @@ def test_foreign_files_are_never_garbage(store: Store) -> None:
     for path in foreign:
         store.write(path, b"precious")
     assert garbage_in(store) == []
+
+
+def test_nothing_is_collected_beside_a_manifest_that_cannot_be_read(disk: Runtime) -> None:
+    store, torn = open_store(disk), download.fn("torn", runtime=disk)
+    lost = download.fn("lost", runtime=disk)
+    found = garbage_in(store)
+    store.write(f"{torn.address}/MANIFEST.json", b"{")
+    with pytest.raises(StoreError, match=f"found 1 that can't .*{torn.address}: the manifest is not a JSON"):
+        garbage_in(store)
+    with pytest.raises(StoreError, match="found 1 that can't"):
+        sweep(store, found)
+    assert store.manifest(lost) is not None
 
 
 def test_what_killed_processes_leave_outside_artifacts_goes(disk: Runtime) -> None:

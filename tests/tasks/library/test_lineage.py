@@ -144,11 +144,24 @@ def test_verify_finds_every_kind_of_damage(store: Store, runtime: Runtime) -> No
     assert sorted(library.verify()) == problems
 
 
-def test_a_newer_manifest_stops_the_reading(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    store.write(f"fuse/{'a' * 32}/MANIFEST.json", b'{"schema_version": 99}')
-    with pytest.raises(StoreError, match="found 99; upgrade"):
-        Library.load(store)
+def test_manifests_that_cannot_be_read_are_all_named_beside_what_else_is_wrong(runtime: Runtime) -> None:
+    run, store = run_pipeline(runtime), open_store(runtime)
+    torn, newer, lost = run.scored[0][0], run.models[1], run.scored[1][0]
+    store.write(f"{torn.address}/MANIFEST.json", b'{"schema_ver')
+    store.write(f"{newer.address}/MANIFEST.json", b'{"schema_version": 99}')
+    store.remove(next(p for p in store.listing() if p.startswith(lost.address) and p.endswith("scores")))
+    library = Library.load(store)
+    assert set(library.damaged) == {torn.address, newer.address}
+    named = [torn.address, newer.address, lost.address]
+    first, second, third = sorted(library.verify(), key=lambda problem: named.index(problem[: problem.index("/") + 33]))
+    assert first.startswith(f"{torn.address}: the manifest is not a JSON object")
+    assert second.endswith("found 99; upgrade llm-fuse")
+    assert third == f"{lost.address}/scores: missing"
+    assert library.verify([torn]) == [first]
+    assert library.ancestors(lost), "the others are as they were"
+    assert library.find(str(lost)) == lost
+    with pytest.raises(StoreError, match="not a JSON object; delete the folder"):
+        library.find(torn.address)
 
 
 def test_foreign_files_are_no_artifacts(tmp_path: Path) -> None:

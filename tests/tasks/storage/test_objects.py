@@ -141,6 +141,13 @@ def test_creating_beside_somebody_who_clears_up_never_fails(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_of_a_disk_that_are_not_ours_are_not_looked_into(tmp_path: Path) -> None:
+    store = Objects(str(tmp_path))
+    store.write("step/mark", b"ours")
+    store.write("lost+found/7", b"the file system's")
+    assert list(store.listing()) == ["step/mark"]
+
+
 def test_listing_and_clock_tell_sizes_and_ages(store: Store) -> None:
     store.write("a/b/c", b"12345")
     (path, entry), *rest = store.listing().items()
