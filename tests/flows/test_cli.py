@@ -84,7 +84,7 @@ def test_a_plan_for_machines_is_one_json_object(cli: Cli, bench: Bench) -> None:
     steps = {row["step"]: (row["cached"], row["to_compute"]) for row in plan["steps"]}
     assert steps == {"download": (0, 2), "build_corpus": (0, 2), "map_vocab": (0, 1), "train": (0, 2)} | {
         "evaluate": (0, 4),
-        "probe": (0, 2),
+        "probe": (0, 3),
         "gate": (0, 1),
         "report": (0, 1),
     }
