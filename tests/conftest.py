@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,12 @@ _REPOSITORY = Path(__file__).parents[1]
 _KERNELS = [p for p in sorted((_REPOSITORY / "fusion_core").rglob("*.py")) if b"\n@compiled" in p.read_bytes()]
 _DIGEST = hashlib.sha256(b"".join(path.read_bytes() for path in _KERNELS)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(_REPOSITORY / ".pytest_cache" / f"numba-{_DIGEST}"))
+
+
+def pytest_unconfigure() -> None:
+    """Prefect's temporary server says goodbye as Python ends, to a console that pytest has closed."""
+    logging.raiseExceptions = False
+
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",

@@ -44,7 +44,7 @@ def _checkpoint_here(lesson: Lesson, job: TrainingJob) -> Path:
 
 def _checkpoint_of_children(lesson: Lesson, job: TrainingJob) -> Path:
     """The same, in processes that are killed after it."""
-    with contextlib.closing(run_child(job, torch.device("cpu"))) as records:
+    with contextlib.closing(run_child(job, ["cpu"])) as records:
         next(record for record in records if record["done"] == 2)
     return _found(lesson, job)
 
