@@ -71,7 +71,7 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
         read.append(chunk)
         resumed += was_there
     check_share(f"shard {shard.index}", documents, problems, spec.max_quarantined)
-    write_scored(out.dir, join_chunks([chunk.scored for chunk in read]))
+    write_scored(out.dir, join_chunks([chunk.scored for chunk in read]), runtime.compress)
     out.afterwards.append(parts.remove)
     _describe(out, documents, problems)
     out.facts |= {"chunks": len(chunks), "chunks_resumed": resumed, **scorer.facts}

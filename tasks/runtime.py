@@ -85,6 +85,11 @@ class Runtime(BaseModel):
     spread: bool = Field(
         False, title="Spread over devices", description="While extracting: for models larger than one device."
     )
+    compress: bool = Field(
+        False,
+        title="Compress distributions",
+        description="What sources leave takes a third less in the store, and is read at half the speed.",
+    )
     max_workers: int | None = Field(
         None,
         gt=0,

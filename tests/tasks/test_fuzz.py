@@ -91,11 +91,22 @@ DIST = TokenDist(
     torch.full((4,), -torch.inf), 4,
 )  # fmt: skip
 NLL = torch.ones(4)
+MANY = 300
+MANY_TOKENS = Tokens(torch.arange(MANY) % 7, torch.arange(MANY), torch.tensor([0, MANY]))
+MANY_ROWS = TokenDist(
+    torch.arange(MANY + 1), torch.arange(MANY) % 7, -(torch.arange(MANY) % 9) / 8 - 0.5, torch.full((MANY,), -0.7),
+    torch.full((MANY,), -torch.inf), 1000,
+)  # fmt: skip
 VOCABULARY = Vocabulary((b"", b"", b"a", b"b"), {"bos": 0, "eos": 1}, False, False, ("<s>", "</s>", "a", "b"))
 PAIR = Pair(VOCABULARY, VOCABULARY, VocabMap(torch.arange(4), 4), lambda texts: [[2] for _ in texts])
 Kind = tuple[str, Callable[[Path], None], Callable[[Path], object]]
 KINDS: list[Kind] = [
     (shards.SCORED, lambda f: shards.write_scored(f, Scored(TOKENS, DIST, NLL)), shards.read_scored),
+    (
+        shards.SCORED,
+        lambda f: shards.write_scored(f, Scored(MANY_TOKENS, MANY_ROWS, torch.ones(MANY)), compress=True),
+        shards.read_scored,
+    ),
     (shards.ALIGNED, lambda f: shards.write_aligned(f, Aligned(DIST, NLL, torch.ones(4).long())), shards.read_aligned),
     (shards.FUSED, lambda f: shards.write_fused(f, Fused(DIST, torch.zeros(4).long())), shards.read_fused),
     (shards.FUSED, lambda f: shards.write_fused(f, Fused(DIST, torch.zeros(4).long())), shards.FusedRows),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fusion_core.alignment import Pair
@@ -267,9 +268,58 @@ def test_the_same_values_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(set(written)) == 1
 
 
+@pytest.mark.parametrize("vocab_size", [200, 50_000, 152_064])
+def test_a_compressed_shard_is_smaller_and_reads_the_same(tmp_path: Path, vocab_size: int) -> None:
+    read, sizes = [], []
+    for compress in (False, True):
+        write_scored(tmp_path, _many(vocab_size), compress)
+        sizes.append((tmp_path / SCORED).stat().st_size)
+        read.append(read_scored(tmp_path))
+    assert sizes[1] < sizes[0]
+    _same(read[0].dist, read[1].dist)
+    for name in ("ids", "boundaries", "doc_offsets"):
+        assert torch.equal(getattr(read[0].tokens, name), getattr(read[1].tokens, name))
+    assert torch.equal(read[0].nll, read[1].nll)
+
+
+def test_a_shard_without_rows_can_be_compressed(tmp_path: Path) -> None:
+    write_scored(tmp_path, _many(50_000, rows=0), compress=True)
+    assert len(read_scored(tmp_path).tokens.ids) == 0
+
+
+def test_damage_in_a_compressed_column_names_the_file(tmp_path: Path) -> None:
+    write_scored(tmp_path, _many(50_000), compress=True)
+    whole = (tmp_path / SCORED).read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    (tmp_path / SCORED).write_bytes(whole[:start] + bytes(len(whole) - start))
+    with pytest.raises(StoreError, match=r"scored.safetensors: expected a file as llm-fuse writes it"):
+        read_scored(tmp_path)
+
+
+def test_a_newer_reader_is_needed_for_compressed_columns_alone(tmp_path: Path) -> None:
+    """So that who shares a store with an older version finds what is uncompressed readable, and the rest refused."""
+    for compress, version in ((False, 2), (True, 3)):
+        write_scored(tmp_path, _many(50_000), compress)
+        with safe_open(tmp_path / SCORED, framework="pt") as file:
+            assert json.loads(file.metadata()["llm_fuse"])["schema_version"] == version
+
+
+def test_a_compressed_column_that_claims_more_than_it_can_hold_is_refused_before_memory_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    write_scored(tmp_path, _many(50_000), compress=True)
+    with safe_open(tmp_path / SCORED, framework="pt") as file:
+        header = json.loads(file.metadata()["llm_fuse"])
+        columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    header["compressed"]["logprobs"][1] = 2**60
+    save_file(columns, tmp_path / SCORED, {"llm_fuse": json.dumps(header)})
+    with pytest.raises(StoreError, match=r"logprobs: expected at most \d+ bytes in \d+, found 2305843009213693952"):
+        read_scored(tmp_path)
+
+
 def test_a_file_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     save_file({"ids": torch.zeros(1)}, tmp_path / SCORED, {"llm_fuse": json.dumps({"schema_version": 99})})
-    with pytest.raises(StoreError, match=r"reads up to schema 2, found 99; upgrade llm-fuse"):
+    with pytest.raises(StoreError, match=r"reads up to schema 3, found 99; upgrade llm-fuse"):
         read_scored(tmp_path)
 
 
