@@ -210,7 +210,8 @@ def as_candidate(scored: Scored) -> Aligned:
     span_nll = torch.full_like(scored.nll, torch.nan, dtype=torch.float32)
     span_nll[rows] = (cost_before[rows] - cost_before[before]).float()
     span_tokens = torch.zeros_like(tokens.ids)
-    span_tokens[rows] = rows - before
+    tokens_before = running_sum((~scored.nll.isnan()).long())
+    span_tokens[rows] = tokens_before[rows] - tokens_before[before]
     return Aligned(scored.dist, span_nll, span_tokens, mean_nll(scored.nll, tokens.doc_offsets))
 
 

@@ -22,6 +22,10 @@ PINNED = "pinned"
 """Marks a field that only says where to look (`path: Annotated[str, PINNED]`): what was found there when a run
 began stands in the identity instead of it."""
 
+LATER = "later"
+"""Marks a field that a later release added: at its default it isn't part of the identity, so that what was made before
+it came keeps its identity."""
+
 
 def check_name(name: str) -> str:
     """The name itself. Raises `ValueError` for one with characters that a terminal obeys or that reorder a line."""

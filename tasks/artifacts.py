@@ -13,8 +13,9 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
-from fusion_core.spec import PINNED, Spec
+from fusion_core.spec import LATER, PINNED, Spec
 from tasks.runtime import Runtime as Runtime
 from tasks.sealed import is_intact, seal
 
@@ -265,8 +266,8 @@ def _canonical(value: object) -> object:
     if isinstance(value, Ref):
         return {"ref": value.identity}
     if isinstance(value, Spec):
-        fields = type(value).model_fields.items()
-        return {name: _canonical(getattr(value, name)) for name, field in fields if PINNED not in field.metadata}
+        fields = [(name, getattr(value, name), field) for name, field in type(value).model_fields.items()]
+        return {name: _canonical(item) for name, item, field in fields if _is_identity(item, field)}
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError(f"a fingerprint takes dictionaries with string keys, found {list(value)[:3]}")
@@ -278,6 +279,10 @@ def _canonical(value: object) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a fingerprint takes specs, refs and plain data, found {type(value).__name__}: give it a Spec")
+
+
+def _is_identity(value: object, field: FieldInfo) -> bool:
+    return PINNED not in field.metadata and not (LATER in field.metadata and value == field.default)
 
 
 def refs_in(value: object) -> Iterator[Ref]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from fusion_core.spec import Spec
 from tasks.artifacts import CorpusRef, Runtime, ShardRef, TextsRef
+from tasks.corpora.conversations import all_words
 from tasks.corpora.document_sources import (
     DocumentSource,
     Files,
@@ -56,7 +57,10 @@ class CorpusSpec(Spec):
         description="Leave out what the evaluation's text, and the text below, has too; empty: nothing.",
     )
     max_bytes: int = Field(
-        2048, ge=16, title="Bytes per piece", description="Longer documents are cut; must fit every model's window."
+        2048,
+        ge=16,
+        title="Bytes per piece",
+        description="Longer documents are cut, longer conversations left out; must fit every model's window.",
     )
     shard_bytes: int = Field(
         4_000_000, gt=0, title="Bytes per shard", description="A shard is the unit of caching and retrying."
@@ -176,6 +180,7 @@ class _Sieve:
         held_out = [entry["id"] for entry in self.left_out if entry["reason"] == "held out"]
         return {
             "dropped": reasons.count("short"),
+            "too_long": reasons.count("too long"),
             "duplicates": reasons.count("duplicate"),
             "held_out": len(held_out),
             "held_out_ids": held_out[:_NAMED_IN_FACTS],
@@ -190,9 +195,12 @@ class _Sieve:
                     "remove it or set corpus.short_documents to drop"
                 )
             return "short"
-        if self._held_out is not None and self._held_out.contains(document.text):
+        if document.messages and document.num_bytes > self._spec.max_bytes:
+            return "too long"
+        words = all_words(document)
+        if self._held_out is not None and self._held_out.contains(words):
             return "held out"
-        return "duplicate" if self._seen is not None and self._seen.has(document.text) else None
+        return "duplicate" if self._seen is not None and self._seen.has(words) else None
 
 
 def _held_out_texts(
@@ -218,6 +226,9 @@ def _against(spec: CorpusSpec) -> tuple[Files | HubDataset, ...]:
 
 def _pieces(documents: Iterable[Document], max_bytes: int) -> Iterator[Document]:
     for document in documents:
+        if document.messages:
+            yield document
+            continue
         parts = split_text(document.text, max_bytes)
         for i, part in enumerate(parts):
             yield Document(document.id, part, document.domain, final=i == len(parts) - 1)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.artifacts import ModelRef, Runtime, TokenizerRef, canonical_json
+from tasks.models.chat_template import write_template
 from tasks.models.folders import CONFIG, HubModel, LocalModel, check_readable
 from tasks.models.hub import download_files, list_files, remember_commit, resolve_commit
 from tasks.models.weight_files import WEIGHTS, WEIGHTS_INDEX, check_weights
@@ -53,6 +54,7 @@ def download(spec: HubModel | LocalModel, *, runtime: Runtime, out: Output) -> M
     else:
         _mirror_folder(spec, out)
     check_weights(out.dir, _name_of(spec))
+    write_template(out.dir, spec.chat_template)
     return out.ref(ModelRef)
 
 
@@ -82,6 +84,7 @@ def download_description(spec: HubModel | LocalModel, *, runtime: Runtime, out: 
             (out.dir / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, out.dir / name)
         out.facts |= {"licence": _card_licence(out.dir), "weight_bytes": weights}
+    write_template(out.dir, spec.chat_template)
     return out.ref(TokenizerRef)
 
 

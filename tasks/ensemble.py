@@ -33,7 +33,7 @@ def evaluate_ensemble(
 ) -> EvaluationRef:
     """Nats and bytes per document, as `evaluate` leaves them: `costs.json`. All models are in memory at once."""
     store = open_store(runtime)
-    readers = [Reader.load(store.fetch(model), spec.dtype, runtime) for model in models]
+    readers = [Reader.load(store, model, spec.dtype, runtime) for model in models]
     costs: dict[str, dict[str, object]] = {}
     for number, shard in enumerate(shards):
         pieces = read_documents(store, shard)

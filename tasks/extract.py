@@ -8,14 +8,14 @@ from pydantic import Field
 
 from fusion_core.distributions import ExtractionMode, TopK
 from fusion_core.spec import Spec
-from fusion_core.types import Scored, Tokens
+from fusion_core.types import Scored
 from tasks.artifacts import ModelRef, Runtime, ScoredRef, ShardRef
 from tasks.corpora.documents import Document, read_documents
 from tasks.engines import Engine, Problem, TransformersEngine, score_tokens
 from tasks.engines.chunks import Chunk, cut_chunks, join_chunks, score_chunks
+from tasks.engines.encoding import Encoded, Encoder
 from tasks.engines.quarantine import check_share, encode_readable
 from tasks.formats.shards import SCORED, read_scored, write_scored
-from tasks.models.folders import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
 from tasks.step import Output, step
 from tasks.storage.partial import Parts
 from tasks.storage.store import open_store
@@ -46,25 +46,25 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
     Finished chunks of it outlive a killed attempt; the next one goes on after them.
     """
     store = open_store(runtime)
-    folder = store.fetch(model)
-    documents = read_documents(store, shard)
-    tokenizer = load_tokenizer(folder)
-    vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(folder))
-    scorer = spec.engine(folder, spec.mode, vocabulary.size, runtime)
+    documents, encoder = read_documents(store, shard), Encoder.load(store, model)
+    encoder.check(documents)
+    vocab_size = encoder.vocabulary.size
+    scorer = spec.engine(encoder.folder, spec.mode, vocab_size, runtime)
     first_key = first_key_of(shard)
     chunks, done = cut_chunks(documents), 0
 
     def tell(part: int, whole: int, unit: str) -> None:
         out.progress(done + len(chunks[len(read)]) * part // max(whole, 1), len(documents), "documents")
 
-    def score(tokens: Tokens, before: int) -> tuple[Scored, dict[int, Problem]]:
-        return score_tokens(scorer, tokens, vocabulary.size, first_key=first_key + before, progress=tell)
+    def score(encoded: Encoded, before: int) -> tuple[Scored, dict[int, Problem]]:
+        scored, found = score_tokens(scorer, encoded.tokens, vocab_size, first_key=first_key + before, progress=tell)
+        return encoded.hide_other_rows(scored), found
 
     parts = Parts(store, out.address)
     read: list[Chunk] = []
     problems: dict[int, Problem] = {}
     resumed = 0
-    encode = partial(encode_readable, partial(encode_documents, tokenizer, vocabulary), window=window)
+    encode = partial(encode_readable, encoder, window=encoder.window)
     for chunk, was_there in score_chunks(chunks, encode, score, parts):
         problems |= {done + number: problem for number, problem in chunk.problems.items()}
         done += len(chunks[len(read)])

@@ -22,17 +22,9 @@ from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import InspectionRef, Runtime, ScoredRef, ShardRef, TokenizerRef
 from tasks.corpora.documents import Document, read_documents
 from tasks.engines import count_parameters
+from tasks.engines.encoding import Encoder
 from tasks.formats.shards import read_scored
-from tasks.models.folders import (
-    CONFIG,
-    context_window,
-    encode_documents,
-    encode_mid_text,
-    load_config,
-    load_tokenizer,
-    vocab_rows,
-    vocabulary_of,
-)
+from tasks.models.folders import CONFIG, context_window, encode_mid_text, load_config, vocab_rows
 from tasks.preflight.findings import Description, ModelScores, PairFindings, Rows, ScoreFindings, write_findings
 from tasks.step import Output, step
 from tasks.storage.store import open_store
@@ -45,7 +37,7 @@ def inspect_pair(
     """What two vocabularies share and where their rows meet on the sample: `PairFindings`. No weights are needed."""
     store = open_store(runtime)
     documents = [document for shard in sample for document in read_documents(store, shard)]
-    theirs, ours = (_read(store.fetch(ref), documents) for ref in (source, target))
+    theirs, ours = (_read(Encoder.load(store, ref), documents) for ref in (source, target))
     overlap = compare_vocabularies(theirs.vocabulary, ours.vocabulary, ours.encode, theirs.tokens)
     findings = PairFindings(
         source=_describe(theirs, documents),
@@ -105,11 +97,11 @@ class _Reading:
     has_chat_template: bool
 
 
-def _read(folder: Path, documents: Sequence[Document]) -> _Reading:
-    tokenizer = load_tokenizer(folder)
-    vocabulary = vocabulary_of(tokenizer)
-    tokens = encode_documents(tokenizer, vocabulary, [d.text for d in documents], [d.final for d in documents])
-    return _Reading(folder, vocabulary, tokens, encode_mid_text(tokenizer), bool(tokenizer.chat_template))
+def _read(encoder: Encoder, documents: Sequence[Document]) -> _Reading:
+    tokenizer, tokens = encoder.tokenizer, encoder(documents).tokens
+    return _Reading(
+        encoder.folder, encoder.vocabulary, tokens, encode_mid_text(tokenizer), bool(tokenizer.chat_template)
+    )
 
 
 def _count_rows(source: _Reading, target: _Reading, documents: Sequence[Document]) -> dict[str, dict[str, Rows]]:

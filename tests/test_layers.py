@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OWNERS = {  # package -> the rooms and modules of tasks/ that may import it
-    "transformers": {"models.folders", "models.generation", "engines", "training", "scratch"},
-    "tokenizers": {"models.folders", "scratch"},
+    "transformers": {"models.folders", "models.generation", "models.chat_template", "engines", "training", "scratch"},
+    "tokenizers": {"models.folders", "engines.encoding", "scratch"},
     "datasets": {"corpora.document_sources"},
     "lm_eval": {"evaluation.harness"},
     "s3fs": {"storage.store"},

@@ -98,7 +98,7 @@ class ByteBoundary(Spec):
             if bool(inside.any()):
                 within = Standing(standing.row.where(inside, NO_ROW), standing.inside)
                 dist = choose_rows(inside, self._refine(source, spent, within, target, pair), dist)
-        return Aligned(dist, *spans(spent, target, common))
+        return Aligned(dist, *spans(source, spent, target, common))
 
     def _refine(
         self, source: Scored, spent: Float[Tensor, "source_tokens"], standing: Standing, target: Tokens, pair: Pair

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fusion_core.alignment.entries import NO_ROW
 from fusion_core.alignment.pair import Pair
+from fusion_core.costs import running_sum
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens
 from fusion_core.vocabulary import Vocabulary
 
@@ -64,7 +65,7 @@ def stand(source: Tokens, target: Tokens, pair: Pair, common: Int[Tensor, "targe
 def spent_nats(source: Scored) -> Float[Tensor, "source_tokens"]:
     """float64 nats that the source spent on its tokens up to and with each one; documents follow each other.
 
-    Rows that are absent and have no nll, those of quarantined documents, count nothing.
+    Rows that are absent and have no nll, those of quarantined documents and of other speakers, count nothing.
 
     Raises:
         ValueError: a row with a label has no finite nll.
@@ -81,16 +82,20 @@ def spent_nats(source: Scored) -> Float[Tensor, "source_tokens"]:
 
 
 def spans(
-    spent: Float[Tensor, "source_tokens"], target: Tokens, common: Int[Tensor, "target_tokens"]
+    source: Scored, spent: Float[Tensor, "source_tokens"], target: Tokens, common: Int[Tensor, "target_tokens"]
 ) -> tuple[Float[Tensor, "target_tokens"], Int[Tensor, "target_tokens"]]:
-    """`Aligned.span_nll` and `Aligned.span_tokens` from cumulative nats and common rows."""
+    """`Aligned.span_nll` and `Aligned.span_tokens` from cumulative nats and common rows.
+
+    Labels without nll, those that are no text of a conversation, are none of the tokens.
+    """
     places = (common != NO_ROW).nonzero().squeeze(1)
     rows, doc = common[places], target.doc_of_token[places]
     first_of_doc = doc.diff(prepend=doc[:1] - 1) != 0
     span_nll = torch.full(common.shape, torch.nan, dtype=torch.float32, device=spent.device)
     span_nll[places] = spent[rows].diff(prepend=spent[rows[:1]]).masked_fill(first_of_doc, 0.0).float()
     span_tokens = torch.zeros_like(common)
-    span_tokens[places] = rows.diff(prepend=rows[:1]).masked_fill(first_of_doc, 0)
+    tokens = running_sum((~source.nll.isnan()).long())[rows]
+    span_tokens[places] = tokens.diff(prepend=tokens[:1]).masked_fill(first_of_doc, 0)
     return span_nll, span_tokens
 
 

@@ -63,7 +63,7 @@ class _Warped(Spec):
                 a label has no finite nll, the shards aren't of the pair's vocabularies, or one has no pieces.
         """
         pair.check(source, target)
-        span_nll, span_tokens = spans(spent_nats(source), target, common_rows(source.tokens, target))
+        span_nll, span_tokens = spans(source, spent_nats(source), target, common_rows(source.tokens, target))
         matched = match_tokens(source.tokens, target, pair)
         row = matched.where(self._agree(source.tokens, target, matched, pair), NO_ROW)
         if self.reference:

@@ -73,7 +73,7 @@ def compare_choices(candidates: Sequence[Scored], target: Tokens) -> tuple[int, 
 def _align_costs(source: Scored, target: Tokens) -> Aligned:
     """The source's costs on the target's rows, its distributions left out: a row is present or it isn't."""
     common = common_rows(source.tokens, target)
-    span_nll, span_tokens = spans(spent_nats(source), target, common)
+    span_nll, span_tokens = spans(source, spent_nats(source), target, common)
     return Aligned(_empty_rows(common != NO_ROW), span_nll, span_tokens)
 
 

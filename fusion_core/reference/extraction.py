@@ -27,16 +27,15 @@ class Extracted:
 def mean_nll(nll: Float[Tensor, "tokens"], doc_offsets: Int[Tensor, "docs_plus_one"]) -> Float[Tensor, "docs"]:
     """The cross-entropy of each document in nats per token, as the original's fp16 has it.
 
-    nll: of each token's label, NaN where there is none: the last token of a document, and all tokens of one that
-    couldn't be read. Documents of one token, and those, have NaN. Past 2,048 the sum of a document is a multiple of 2.
+    nll: of each token's label, NaN where there is none: the last token of a document, all tokens of one that couldn't
+    be read, those that are no text of a conversation. Documents without labels have NaN. Past 2,048 the sum of a
+    document is a multiple of 2.
     """
-    has_label = torch.ones_like(nll, dtype=torch.bool)
-    has_label[doc_offsets[1:][doc_offsets.diff() > 0] - 1] = False
-    sizes = doc_offsets.diff()
+    has_label, sizes = ~nll.isnan(), doc_offsets.diff()
     document = torch.arange(len(sizes), device=nll.device).repeat_interleave(sizes)[has_label]
     total = torch.zeros(len(sizes), dtype=torch.float64, device=nll.device)
     total.index_add_(0, document, nll[has_label].half().double())
-    return total.half() / (sizes - 1).clamp(min=0)
+    return total.half() / torch.bincount(document, minlength=len(sizes))
 
 
 def extract(

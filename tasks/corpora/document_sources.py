@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from fusion_core.spec import PINNED, Name, Spec
 from tasks.artifacts import TextsRef
+from tasks.corpora.conversations import read_conversation
 from tasks.corpora.document_files import FileFormat, content_mark, expand_paths, read_rows, read_text
 from tasks.corpora.documents import Document, text_id
 from tasks.models.hub import check_repo_id, check_revision, resolve_commit
@@ -44,7 +45,11 @@ class HubDataset(Spec):
         None, title="Configuration", description="The data set's configuration; empty for its only one."
     )
     split: str = Field("train", title="Split", description="Which part of the data set.")
-    text_field: str = Field("text", title="Text column", description="The column that holds the text.")
+    text_field: str = Field(
+        "text",
+        title="Text column",
+        description="The column that holds the text, or a conversation: a list of messages with role and content.",
+    )
     domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
@@ -61,7 +66,10 @@ class Files(Spec):
         "text", title="Format", description="A document per file of text, or per row of the others."
     )
     text_field: str = Field(
-        "text", title="Text column", description="The column that holds the text, in JSONL and Parquet."
+        "text",
+        title="Text column",
+        description="In JSONL and Parquet, the column that holds the text, or a conversation: a list of messages with "
+        "role and content, of which models are compared on what the assistant says.",
     )
     domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
@@ -205,18 +213,22 @@ def _read_file(path: str, source: Files) -> Iterator[Placed]:
 
 def _rows(where: str, rows: Iterable[dict[str, object]], text_field: str, domain: str) -> Iterator[Placed]:
     for number, row in enumerate(rows):
-        text = row.get(text_field)
-        if not isinstance(text, str):
-            found = f"columns {', '.join(row)}" if text_field not in row else type(text).__name__
-            raise ValueError(
-                f"{where}, row {number}: expected text in column {text_field!r}, found {found}; set text_field"
-            )
         place = f"{where}, row {number}"
+        value = row.get(text_field)
+        if not isinstance(value, str | list):
+            found = f"columns {', '.join(row)}" if text_field not in row else type(value).__name__
+            raise ValueError(f"{place}: expected text in column {text_field!r}, found {found}; set text_field")
         try:
-            document = Document(text_id(text), text, domain)
+            if isinstance(value, str):
+                document = Document(text_id(value), value, domain)
+            else:
+                document = read_conversation(value, domain)
         except UnicodeEncodeError as error:  # JSON can write what UTF-8 can't
             raise ValueError(
-                f"{place}: expected text that UTF-8 can hold, found a lone surrogate U+{ord(text[error.start]):04X} at "
-                f"character {error.start} of {text_field!r}; mend or remove the row"
+                f"{place}: expected text that UTF-8 can hold, found a lone surrogate "
+                f"U+{ord(error.object[error.start]):04X} at character {error.start} of {text_field!r}; mend or remove "
+                "the row"
             ) from error
+        except ValueError as error:
+            raise ValueError(f"{place}, column {text_field!r}: {error}") from error
         yield place, document

@@ -13,12 +13,22 @@ SHARDS = "shards.json"
 
 @dataclass(frozen=True)
 class Document:
-    """A piece of a document: `final` when the document ends with it. `id` is the document's, shared by its pieces."""
+    """A piece of a document: `final` when the document ends with it. `id` is the document's, shared by its pieces.
+
+    messages: all of a conversation, as JSON; it is never cut, and its `text` is what the assistant says
+        (`tasks.corpora.conversations`). Empty for plain text.
+    """
 
     id: str
     text: str
     domain: str
     final: bool = True
+    messages: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a model reads: of the text, or of all messages."""
+        return len((self.messages or self.text).encode())
 
 
 def shards_of(corpus: CorpusRef, runtime: Runtime) -> list[ShardRef]:
@@ -88,7 +98,7 @@ def text_id(text: str) -> str:
 
 def digest_of(pieces: list[Document]) -> str:
     """The identity of a shard: a digest of everything its pieces say."""
-    content = [[p.id, p.text, p.domain, p.final] for p in pieces]
+    content = [[p.id, p.text, p.domain, p.final, *([p.messages] if p.messages else [])] for p in pieces]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:32]
 
 
@@ -97,8 +107,10 @@ def _shard_name(index: int) -> str:
 
 
 def write_documents(folder: Path, index: int, pieces: list[Document]) -> None:
-    """Writes one shard as Parquet."""
+    """Writes one shard as Parquet, with a column of messages where a piece has any."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist([vars(piece) for piece in pieces]), folder / _shard_name(index))
+    table = pa.Table.from_pylist([vars(piece) for piece in pieces])
+    plain = not any(piece.messages for piece in pieces)
+    pq.write_table(table.drop_columns("messages") if plain else table, folder / _shard_name(index))

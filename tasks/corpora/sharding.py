@@ -13,7 +13,7 @@ def cut_by_size(pieces: Iterable[Document], shard_bytes: int) -> Iterator[list[D
     shard: list[Document] = []
     size = 0
     for piece in pieces:
-        length = len(piece.text.encode())
+        length = piece.num_bytes
         if shard and size + length > shard_bytes:
             yield shard
             shard, size = [], 0
@@ -34,7 +34,7 @@ def cut_by_content(pieces: Iterable[Document], shard_bytes: int) -> Iterator[lis
     shard: list[Document] = []
     size = of_document = 0
     for piece in pieces:
-        length = len(piece.text.encode())
+        length = piece.num_bytes
         if shard and size + length > 2 * shard_bytes:
             yield shard
             shard, size = [], 0

@@ -61,7 +61,7 @@ def cut_chunks(documents: Sequence[Document], chunk_bytes: int = CHUNK_BYTES) ->
     chunks: list[list[Document]] = [[]]
     size = 0
     for document in documents:
-        length = len(document.text.encode())
+        length = document.num_bytes
         if chunks[-1] and size + length > chunk_bytes:
             chunks.append([])
             size = 0
@@ -72,15 +72,15 @@ def cut_chunks(documents: Sequence[Document], chunk_bytes: int = CHUNK_BYTES) ->
 
 def score_chunks(
     chunks: Sequence[list[Document]],
-    encode: Callable[[list[Document]], tuple[Tokens, dict[int, Problem]]],
-    score: Callable[[Tokens, int], tuple[Scored, dict[int, Problem]]],
+    encode: Callable[[list[Document]], tuple[A, dict[int, Problem]]],
+    score: Callable[[A, int], tuple[Scored, dict[int, Problem]]],
     parts: Parts,
 ) -> Iterator[tuple[Chunk, bool]]:
     """Every chunk in order, and whether it was found finished.
 
     While one is scored the next is encoded and the one before is written, each by a thread of its own. The last chunk
     is not kept by itself: the whole shard is there when it is.
-    score: takes a chunk's tokens and the number of tokens before it in the shard.
+    score: takes a chunk as it was encoded and the number of tokens before it in the shard.
     """
     before = number = 0
     while number < len(chunks) - 1 and (folder := parts.find(str(number))) is not None:
@@ -90,10 +90,10 @@ def score_chunks(
         yield chunk, True
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, "write-chunks") as writer:
-        for tokens, problems in _ahead(encode, chunks[number:]):
-            scored, found = score(tokens, before)
+        for read, problems in _ahead(encode, chunks[number:]):
+            scored, found = score(read, before)
             chunk = Chunk(scored, found | problems)  # an emptied document keeps the reason for being emptied
-            before += len(tokens.ids)
+            before += len(scored.tokens.ids)
             if writing is not None:
                 writing.result()  # at most one waits
             if number < len(chunks) - 1:

@@ -1,43 +1,43 @@
 """Documents that a model can't read: found by themselves, listed by id, and refused when they are too many."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fusion_core.types import Tokens
 from tasks.corpora.documents import Document
 from tasks.engines import Problem, fitting_bytes, without_boundaries
+from tasks.engines.encoding import Encoded
 
-Encode = Callable[[Sequence[str], Sequence[bool]], Tokens]
-"""Tokens of texts, given which of them end their document: `encode_documents` of a tokenizer."""
+Encode = Callable[[Sequence[Document]], Encoded]
+"""The tokens of documents: an `Encoder`."""
 
 
 def encode_readable(
     encode: Encode, pieces: Sequence[Document], window: int | None
-) -> tuple[Tokens, dict[int, Problem]]:
+) -> tuple[Encoded, dict[int, Problem]]:
     """The tokens of pieces, as `encode` gives them, and what is wrong with some of them, by number.
 
     A piece that the tokenizer fails on, or that has more tokens than the model's window, is read as if it were empty:
     its begin token alone, at no boundary, so that nothing is learnt from it.
     """
-    texts = [piece.text for piece in pieces]
     problems: dict[int, Problem] = {}
 
-    def encode_rest() -> Tokens:
-        read = [text if number not in problems else "" for number, text in enumerate(texts)]
-        ends = [piece.final and number not in problems for number, piece in enumerate(pieces)]
-        return encode(read, ends)
+    def encode_rest() -> Encoded:
+        emptied = {number: replace(pieces[number], text="", messages="", final=False) for number in problems}
+        return encode([emptied.get(number, piece) for number, piece in enumerate(pieces)])
 
     try:
-        tokens = encode_rest()
+        read = encode_rest()
     except Exception:  # what a tokenizer raises depends on its kind
-        problems |= _untokenisable(encode, texts)
+        problems |= _untokenisable(encode, pieces)
         if not problems:
             raise
-        tokens = encode_rest()
-    too_long = _too_long(tokens, texts, window)
+        read = encode_rest()
+    too_long = _too_long(read.tokens, pieces, window)
     if too_long:
         problems |= too_long
-        tokens = encode_rest()
-    return without_boundaries(tokens, problems), problems
+        read = encode_rest()
+    return replace(read, tokens=without_boundaries(read.tokens, problems)), problems
 
 
 def check_share(what: str, pieces: Sequence[Document], problems: dict[int, Problem], share: float) -> None:
@@ -52,22 +52,22 @@ def check_share(what: str, pieces: Sequence[Document], problems: dict[int, Probl
     )
 
 
-def _untokenisable(encode: Encode, texts: Sequence[str]) -> dict[int, Problem]:
+def _untokenisable(encode: Encode, pieces: Sequence[Document]) -> dict[int, Problem]:
     problems = {}
-    for number, text in enumerate(texts):
+    for number, piece in enumerate(pieces):
         try:
-            encode([text], [True])
+            encode([piece])
         except Exception as error:  # as above
             reason = " ".join(str(error).split())[:200]
             problems[number] = Problem(f"the tokenizer fails on it ({reason})", "leave it out of the corpus")
     return problems
 
 
-def _too_long(tokens: Tokens, texts: Sequence[str], window: int | None) -> dict[int, Problem]:
+def _too_long(tokens: Tokens, pieces: Sequence[Document], window: int | None) -> dict[int, Problem]:
     lengths = tokens.doc_offsets.diff().tolist()
     over = [number for number, length in enumerate(lengths) if window is not None and length > window]
     if window is None or not over:
         return {}
-    fitting = fitting_bytes(window, [lengths[n] for n in over], [len(texts[n].encode()) for n in over])
+    fitting = fitting_bytes(window, [lengths[n] for n in over], [pieces[n].num_bytes for n in over])
     way_out = f"set corpus.max_bytes to {fitting} or less"
     return {n: Problem(f"{lengths[n]} tokens, the model's window is {window}", way_out) for n in over}

@@ -20,6 +20,7 @@ from fusion_core.spec import PINNED, Spec
 from fusion_core.types import Tokens
 from fusion_core.vocab_mapping import Encode
 from fusion_core.vocabulary import Vocabulary, read_vocabulary, token_boundaries, without_prefix_space
+from tasks.models.chat_template import ChatTemplate
 from tasks.models.hub import COMMIT, check_repo_id, check_revision
 from tasks.models.trust import has_code, may_run_code
 from tasks.models.weight_files import check_complete, check_weights
@@ -50,6 +51,7 @@ class HubModel(Spec):
     trust_remote_code: bool = Field(
         False, title="Trust its code", description="Mirror and run its Python files; its revision must be a commit."
     )
+    chat_template: ChatTemplate = None
 
     @model_validator(mode="after")
     def _trusts_what_it_names(self) -> "HubModel":
@@ -68,6 +70,7 @@ class LocalModel(Spec):
     path: Annotated[str, PINNED] = Field(
         title="Folder", description="With config.json, tokenizer files and safetensors weights.", min_length=1
     )
+    chat_template: ChatTemplate = None
 
 
 ModelSpec = Annotated[HubModel | LocalModel, Field(discriminator="kind")]

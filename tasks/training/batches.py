@@ -96,12 +96,14 @@ class Example:
     """One sequence and its teacher, one row per token; None for plain language modelling.
 
     mark: 63 bits that tell the sequence's tokens from others, for the digest of batches.
+    is_learned: bool per token, whether it is a label.
     """
 
     number: int
     ids: Tensor
     teacher: TokenDist | None
     mark: int
+    is_learned: Tensor
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Collator:
             for i in row:
                 stop = start + len(examples[i].ids)
                 ids[r, start:stop] = examples[i].ids
-                labels[r, start : stop - 1] = examples[i].ids[1:]
+                labels[r, start : stop - 1] = examples[i].ids[1:].where(examples[i].is_learned[1:], IGNORED_LABEL)
                 position[r, start:stop] = torch.arange(stop - start)
                 is_token[r, start:stop] = True
                 start = stop

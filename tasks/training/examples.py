@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from tasks.artifacts import FusedRef, ModelRef, ShardRef
 from tasks.corpora.documents import read_documents
 from tasks.engines import check_window
+from tasks.engines.encoding import Encoder
 from tasks.formats.shards import FusedRows
-from tasks.models.folders import context_window, encode_documents, load_config, load_tokenizer, vocabulary_of
 from tasks.storage.store import Store
 from tasks.training.batches import Example
 
@@ -25,21 +25,20 @@ _OPEN_SHARDS = 4096  # memory maps: no file descriptors, and nothing read until 
 
 
 def write_sequences(store: Store, model: ModelRef, shards: Sequence[ShardRef], folder: Path) -> None:
-    """Encodes the corpus, one shard after the other, into `folder`: token ids, offsets and the documents' names.
+    """Encodes the corpus, one shard after the other, into `folder`: tokens, which to learn, and documents' names.
 
     Raises `ValueError` when a piece is longer than the model's window.
     """
-    home = store.fetch(model)
-    tokenizer = load_tokenizer(home)
-    vocabulary, window = vocabulary_of(tokenizer), context_window(load_config(home))
+    encoder = Encoder.load(store, model)
     for number, shard in enumerate(shards):
         documents = read_documents(store, shard)
-        tokens = encode_documents(tokenizer, vocabulary, [d.text for d in documents], [d.final for d in documents])
-        check_window(window, tokens, [len(d.text.encode()) for d in documents])
-        columns = {"ids": tokens.ids.to(torch.int32), "doc_offsets": tokens.doc_offsets}
+        read = encoder(documents)
+        check_window(encoder.window, read.tokens, [d.num_bytes for d in documents])
+        columns = {"ids": read.tokens.ids.to(torch.int32), "doc_offsets": read.tokens.doc_offsets}
+        columns["is_learned"] = read.is_learned
         save_file(columns, _tokens_file(folder, number))
         _names_file(folder, number).write_text(json.dumps([d.id for d in documents]))
-    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.size))
+    (folder / "vocabulary.json").write_text(json.dumps(encoder.vocabulary.size))
 
 
 def _tokens_file(folder: Path, number: int) -> Path:
@@ -80,7 +79,8 @@ class Examples(torch.utils.data.Dataset[Example]):
         start, stop = int(self._start[number]), int(self._stop[number])
         ids = tokens.get_slice("ids")[start:stop].long()
         mark = int.from_bytes(hashlib.sha256(ids.numpy().tobytes()).digest()[:8]) >> 1
-        return Example(number, ids, None if teacher is None else teacher.rows(start, stop), mark)
+        rows = None if teacher is None else teacher.rows(start, stop)
+        return Example(number, ids, rows, mark, tokens.get_slice("is_learned")[start:stop])
 
     def document(self, number: int) -> str:
         """The id of the document that a sequence is, or is a piece of."""

@@ -158,8 +158,9 @@ def _expected(made: Made, choice: dict[str, Any]) -> dict[tuple[int, int], dict[
 
 def _examples(tokens: Tokens, dist: TokenDist | None) -> list[Example]:
     bounds = itertools.pairwise(tokens.doc_offsets.tolist())
+    every = torch.ones_like(tokens.ids, dtype=torch.bool)
     return [
-        Example(number, tokens.ids[start:stop], dist and dist.rows(start, stop), 0)
+        Example(number, tokens.ids[start:stop], dist and dist.rows(start, stop), 0, every[start:stop])
         for number, (start, stop) in enumerate(bounds)
     ]
 

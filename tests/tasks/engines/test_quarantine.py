@@ -1,7 +1,7 @@
 """Documents that can't be read are found by themselves and named."""
 
 import json
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +9,9 @@ import pytest
 from fusion_core.types import NO_BOUNDARY
 from tasks.corpora.documents import Document
 from tasks.engines import Problem
-from tasks.engines.quarantine import Encode, check_share, encode_readable
-from tasks.models.folders import encode_documents, load_tokenizer, vocabulary_of
+from tasks.engines.encoding import Encoder
+from tasks.engines.quarantine import check_share, encode_readable
+from tasks.models.folders import load_tokenizer, vocabulary_of
 from tests.conftest import ModelFactory
 
 
@@ -22,24 +23,25 @@ def _tokenizer(tiny_neox: ModelFactory) -> Any:
     return load_tokenizer(tiny_neox())
 
 
-def _encode(tokenizer: Any) -> Encode:
-    return partial(encode_documents, tokenizer, vocabulary_of(tokenizer))
+def _encode(tokenizer: Any) -> Encoder:
+    return Encoder("tiny", Path(), tokenizer, vocabulary_of(tokenizer))
 
 
 def test_pieces_over_the_window_are_read_as_their_begin_token(tiny_neox: ModelFactory) -> None:
     tokenizer = _tokenizer(tiny_neox)
     pieces = _pieces("the dog", "the fox jumps over " * 40, "ab")
-    tokens, problems = encode_readable(_encode(tokenizer), pieces, 32)
+    encoded, problems = encode_readable(_encode(tokenizer), pieces, 32)
     assert list(problems) == [1]
     assert "the model's window is 32" in problems[1].text
     assert int(problems[1].way_out.split()[3]) < len(pieces[1].text)
+    tokens = encoded.tokens
     lengths = tokens.doc_offsets.diff().tolist()
     assert lengths[1] == 1
     assert min(lengths[0], lengths[2]) > 1
     assert int(tokens.boundaries[tokens.doc_offsets[1]]) == NO_BOUNDARY
     unbounded, none = encode_readable(_encode(tokenizer), pieces, None)
     assert none == {}
-    assert int(unbounded.doc_offsets.diff()[1]) > 32
+    assert int(unbounded.tokens.doc_offsets.diff()[1]) > 32
 
 
 def test_a_piece_that_the_tokenizer_fails_on_is_the_only_one_lost(tiny_neox: ModelFactory) -> None:
@@ -51,10 +53,10 @@ def test_a_piece_that_the_tokenizer_fails_on_is_the_only_one_lost(tiny_neox: Mod
     saved["model"]["unk_token"] = "<none>"  # a name that the vocabulary doesn't have: what is unknown is an error
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(saved))
     pieces = _pieces("the dog", "a Question", "ab")
-    tokens, problems = encode_readable(_encode(tokenizer), pieces, 32)
+    encoded, problems = encode_readable(_encode(tokenizer), pieces, 32)
     assert list(problems) == [1]
     assert problems[1].text.startswith("the tokenizer fails on it")
-    assert tokens.doc_offsets.diff()[1] == 1
+    assert encoded.tokens.doc_offsets.diff()[1] == 1
 
 
 def test_too_many_are_refused_by_id_with_the_way_out() -> None:

@@ -57,7 +57,7 @@ def _examples(lengths: list[int]) -> list[Example]:
         ids = 10 * n + torch.arange(length)
         nothing = torch.full((length,), -torch.inf)
         teacher = TokenDist(torch.arange(length + 1), ids, torch.zeros(length), nothing, nothing, vocab_size=100)
-        examples.append(Example(n, ids, teacher, mark=n))
+        examples.append(Example(n, ids, teacher, n, torch.ones_like(ids, dtype=torch.bool)))
     return examples
 
 

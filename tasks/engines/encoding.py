@@ -1,0 +1,188 @@
+"""Documents as a model reads them: plain ones as they are, conversations through the model's chat template.
+
+What the template and other speakers say has no bytes. Of the tokens before a turn the last one stands where the turn
+begins, as the begin token of a plain document does, and so the turn before it ends without a boundary, the last turn
+excepted. A turn is cut by itself, as generated text is: without a prefix space, and not merged with what is around it.
+So its boundaries are the same whatever the template.
+
+Compared and fused is the text alone. Learned by language modelling is the token behind each turn too, which ends it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from fusion_core.distributions import take_rows
+from fusion_core.types import NO_BOUNDARY, Scored, Tokens
+from fusion_core.vocabulary import Vocabulary, token_boundaries
+from tasks.artifacts import ModelRef, TokenizerRef
+from tasks.corpora.conversations import find_turns
+from tasks.corpora.documents import Document
+from tasks.models.chat_template import render_around
+from tasks.models.folders import (
+    context_window,
+    encode_documents,
+    load_config,
+    load_tokenizer,
+    mid_text_json,
+    vocabulary_of,
+)
+from tasks.storage.store import Store
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of documents, and which of them are text: bool per token, all of a plain document's."""
+
+    tokens: Tokens
+    is_text: Tensor
+
+    @property
+    def is_learned(self) -> Tensor:
+        """Bool per token, whether language modelling learns it: the text, and what ends each turn."""
+        is_learned = self.is_text.clone()
+        is_learned[1:] |= self.is_text[:-1] & (self.tokens.doc_of_token.diff() == 0)
+        return is_learned
+
+    def hide_other_rows(self, scored: Scored) -> Scored:
+        """The same tokens as they were scored, with every row absent and without nll whose label isn't text.
+
+        The last row of a document has no label and goes by its own token.
+        """
+        if bool(self.is_text.all()):
+            return scored
+        shown = self.is_text.clone()
+        within = self.tokens.doc_of_token.diff() == 0
+        shown[:-1] = self.is_text[1:].where(within, shown[:-1])
+        rows = torch.arange(len(shown)).where(shown, -1)
+        return replace(scored, dist=take_rows(scored.dist, rows), nll=scored.nll.masked_fill(~shown, torch.nan))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model's tokenizer and chat template. name: how messages call the model."""
+
+    name: str
+    folder: Path
+    tokenizer: "PreTrainedTokenizerFast"
+    vocabulary: Vocabulary
+
+    @classmethod
+    def load(cls, store: Store, model: ModelRef | TokenizerRef) -> Self:
+        """The encoder of a model in the store."""
+        folder, manifest = store.fetch(model), store.manifest(model)
+        facts = manifest.facts if manifest else {}
+        tokenizer = load_tokenizer(folder)
+        return cls(str(facts.get("id") or facts.get("path") or model), folder, tokenizer, vocabulary_of(tokenizer))
+
+    @cached_property
+    def window(self) -> int | None:
+        """Tokens that the model reads at most; None when its config names no limit."""
+        return context_window(load_config(self.folder))
+
+    def check(self, pieces: Sequence[Document]) -> None:
+        """Raises `ValueError` for conversations where the model has no chat template."""
+        if not self.tokenizer.chat_template and (chats := sum(bool(piece.messages) for piece in pieces)):
+            raise ValueError(
+                f"model {self.name}: expected a chat template to read {chats} conversations with, found none; use a "
+                "chat model, or set chat_template for this model"
+            )
+
+    def __call__(self, pieces: Sequence[Document]) -> Encoded:
+        """The tokens of pieces, as `encode_documents` gives them, and of conversations.
+
+        Raises `ValueError` for a conversation without a chat template, or that the template can't show.
+        """
+        self.check(pieces)
+        plain = [piece for piece in pieces if not piece.messages]
+        tokens = encode_documents(self.tokenizer, self.vocabulary, [p.text for p in plain], [p.final for p in plain])
+        whole = torch.ones_like(tokens.ids, dtype=torch.bool)
+        if len(plain) == len(pieces):
+            return Encoded(tokens, whole)
+        columns = tokens.ids, tokens.boundaries, whole
+        of_plain = (tuple(c[a:b] for c in columns) for a, b in pairwise(tokens.doc_offsets.tolist()))
+        of_chats = self._encode_chats([piece for piece in pieces if piece.messages])
+        documents = [next(of_chats if piece.messages else of_plain) for piece in pieces]
+        ids, boundaries, is_text = (torch.cat(column) for column in zip(*documents, strict=True))
+        offsets = torch.tensor([0, *(len(document[0]) for document in documents)]).cumsum(0)
+        return Encoded(Tokens(ids, boundaries, offsets), is_text)
+
+    def _encode_chats(self, pieces: Sequence[Document]) -> Iterator[tuple[Tensor, ...]]:
+        """Ids, boundaries and is_text of each conversation."""
+        chats = [json.loads(piece.messages) for piece in pieces]
+        turns = [[chat[n]["content"] for n in find_turns(chat)] for chat in chats]
+        around = [render_around(self.tokenizer, chat, find_turns(chat)) for chat in chats]
+        before = iter(_cut(self._begin, [parts[0] for parts in around], is_text=False))
+        behind = iter(_cut(self._within, [part for parts in around for part in parts[1:]], is_text=False))
+        said = iter(self._encode_turns([turn for of_chat in turns for turn in of_chat]))
+        for of_chat in turns:
+            parts = [_around(next(before), 0)]
+            place = 0
+            for turn in of_chat:
+                ids, ends = next(said)
+                ends = torch.where(ends == NO_BOUNDARY, ends, ends + place)
+                place += len(turn.encode())
+                parts += [(ids, ends, torch.ones_like(ids, dtype=torch.bool)), _around(next(behind), place)]
+            parts[-1][1].fill_(NO_BOUNDARY)  # nothing begins behind the last turn
+            ids, boundaries, is_text = (torch.cat(column) for column in zip(*parts, strict=True))
+            yield ids, _keep_last(boundaries), is_text
+
+    def _encode_turns(self, turns: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """Ids of each turn, and where they end in it."""
+        if not turns:
+            return []
+        ids = _cut(self._within, turns, is_text=True)
+        offsets = torch.tensor([0, *map(len, ids)]).cumsum(0)
+        ends = token_boundaries(self.vocabulary, torch.cat(ids), offsets, [turn.encode() for turn in turns]).boundaries
+        return list(zip(ids, torch.tensor_split(ends, offsets[1:-1]), strict=True))
+
+    @cached_property
+    def _begin(self) -> "Tokenizer":
+        """Cuts what begins a conversation."""
+        return _load(self.tokenizer.backend_tokenizer.to_str())
+
+    @cached_property
+    def _within(self) -> "Tokenizer":
+        """Cuts what lies within one."""
+        return _load(mid_text_json(self.tokenizer))
+
+
+def _load(tokenizer_json: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer_json)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _cut(backend: "Tokenizer", texts: Sequence[str], *, is_text: bool) -> list[Tensor]:
+    """Ids of each; what looks like a special token is one in a template and text in text."""
+    backend.encode_special_tokens = is_text
+    cut = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [torch.tensor(encoding.ids, dtype=torch.int64) for encoding in cut]
+
+
+def _around(ids: Tensor, place: int) -> tuple[Tensor, ...]:
+    """Columns of tokens around turns, the last of which stands at `place`."""
+    boundaries = torch.full_like(ids, NO_BOUNDARY)
+    boundaries[-1:] = place
+    return ids, boundaries, torch.zeros_like(ids, dtype=torch.bool)
+
+
+def _keep_last(boundaries: Tensor) -> Tensor:
+    """The same, of several tokens that stand at one place only the last one there."""
+    known = (boundaries != NO_BOUNDARY).nonzero().squeeze(1)
+    repeated = boundaries[known][1:] == boundaries[known][:-1]
+    return boundaries.index_fill(0, known[:-1][repeated], NO_BOUNDARY)

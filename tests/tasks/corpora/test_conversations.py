@@ -1,0 +1,102 @@
+"""Conversations become documents: what of them is text, what they are known by, and what is left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.artifacts import Runtime
+from tasks.corpora.conversations import all_words, read_conversation
+from tasks.corpora.documents import Document, read_documents, shards_of
+from tasks.corpora.overlap import Decontamination, ExactDuplicates
+from tasks.corpus import CorpusSpec, Files, build_corpus
+from tasks.storage.store import open_store
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "the dog?"},
+    {"role": "assistant", "content": "quick\n"},
+    {"role": "assistant", "content": None, "tool_calls": [{"name": "sum", "arguments": {"of": "one two"}}]},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "I call.", "tool_calls": [{"name": "sum"}]},
+    {"role": "assistant", "content": "It is three.", "tool_calls": []},
+]
+
+
+def _build(folder: Path, rows: list[Any], **choices: Any) -> tuple[list[Document], dict[str, Any]]:
+    """The corpus of these rows, a column `messages` each, and what its manifest says."""
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    source = Files(paths=(f"{folder}/chats.jsonl",), format="jsonl", text_field="messages")
+    runtime = Runtime(root=str(folder / "store"))
+    corpus = build_corpus.fn(CorpusSpec(documents=(source,), **choices), [], runtime=runtime)
+    store = open_store(runtime)
+    manifest = store.manifest(corpus)
+    assert manifest is not None
+    return [piece for shard in shards_of(corpus, runtime) for piece in read_documents(store, shard)], manifest.facts
+
+
+def test_the_text_is_what_the_assistant_says_where_it_calls_no_tools() -> None:
+    assert read_conversation(CHAT, "chat").text == "quick\nIt is three."
+
+
+def test_every_word_of_anybody_counts_for_what_is_left_out() -> None:
+    said = all_words(read_conversation(CHAT, "chat")).split("\n")
+    for words in ("Be brief.", "the dog?", "quick", "one two", "sum", "3", "I call.", "It is three."):
+        assert words in said
+
+
+def test_a_conversation_is_known_by_all_its_messages_and_null_is_nothing() -> None:
+    one = read_conversation(CHAT, "chat")
+    assert one.id == read_conversation([{**m, "name": None} for m in CHAT], "other").id
+    assert one.id != read_conversation([{**CHAT[0], "content": "Be long."}, *CHAT[1:]], "chat").id
+
+
+def test_jsonl_and_parquet_give_the_same_conversations(tmp_path: Path) -> None:
+    documents, facts = _build(tmp_path, [CHAT, CHAT[:3]])
+    pq.write_table(pa.Table.from_pylist([{"talk": CHAT}, {"talk": CHAT[:3]}]), tmp_path / "chats.parquet")
+    source = Files(paths=(f"{tmp_path}/chats.parquet",), format="parquet", text_field="talk")
+    runtime = Runtime(root=str(tmp_path / "store"))
+    (shard,) = shards_of(build_corpus.fn(CorpusSpec(documents=(source,)), [], runtime=runtime), runtime)
+    assert read_documents(open_store(runtime), shard) == documents
+    assert facts["bytes"] == sum(len(document.text) for document in documents)
+
+
+def test_a_conversation_is_whole_or_left_out(tmp_path: Path) -> None:
+    long = [*CHAT, {"role": "user", "content": "?" * 2000}]
+    documents, facts = _build(tmp_path, [CHAT, long])
+    assert [json.loads(document.messages)[0] for document in documents] == [CHAT[0]]
+    assert (facts["documents"], facts["too_long"]) == (1, 1)
+
+
+def test_conversations_that_differ_in_a_question_alone_are_no_duplicates(tmp_path: Path) -> None:
+    other = [CHAT[0], {"role": "user", "content": "the cat?"}, *CHAT[2:]]
+    documents, facts = _build(tmp_path, [CHAT, other, CHAT], duplicates=ExactDuplicates())
+    assert len(documents) == 2
+    assert facts["duplicates"] == 1
+
+
+def test_held_out_text_is_found_wherever_somebody_says_it(tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("who is the quick brown dog that jumps over the lazy fox today")
+    asked = [{"role": "user", "content": "Who is\nthe quick brown dog that jumps over the lazy fox today?"}, CHAT[2]]
+    rule = Decontamination(ngram=8, against=(Files(paths=(f"{tmp_path}/held.txt",)),))
+    documents, facts = _build(tmp_path, [CHAT, asked], decontamination=rule)
+    assert len(documents) == facts["held_out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (["hello"], "expected messages with a role each, found message 0 without"),
+        ([CHAT[0], {"content": "no role"}], "expected messages with a role each, found message 1 without"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "expected text as the content of message 0, found list"),
+        ([{"role": "user", "content": "\ud800"}], r"expected text that UTF-8 can hold, found a lone surrogate U\+D800"),
+        (CHAT[:2], "expected a document of two characters or more, found 0"),
+        ({"role": "user"}, "expected text in column 'messages', found dict; set text_field"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_with_its_row(tmp_path: Path, value: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=rf"chats\.jsonl, row 0.*: {sentence}"):
+        _build(tmp_path, [value])
