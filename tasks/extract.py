@@ -90,12 +90,12 @@ def first_key_of(shard: ShardRef) -> int:
 def _describe(out: Output, documents: list[Document], problems: dict[int, Problem]) -> None:
     """Writes `documents.json`, and facts of what was stored, which are the same however many attempts it took."""
     scored = read_scored(out.dir)
-    num_tokens = max(len(scored.tokens.ids), 1)
+    num_tokens, num_rows = max(len(scored.tokens.ids), 1), max(int(scored.dist.present.sum()), 1)
     (out.dir / "documents.json").write_text(json.dumps([{"id": d.id, "domain": d.domain} for d in documents]))
     out.facts |= {
         "documents": len(documents),
         "tokens": len(scored.tokens.ids),
-        "kept_mass": round(float(scored.dist.logprobs.double().exp().sum()) / num_tokens, 6),
+        "kept_mass": round(float(scored.dist.logprobs.double().exp().sum()) / num_rows, 6),
         "nats": round(float(scored.nll.double().nansum()), 3),
         "quarantined": [documents[number].id for number in sorted(problems)],
         "problems": {documents[number].id: problems[number].text for number in sorted(problems)},

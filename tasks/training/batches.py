@@ -96,7 +96,7 @@ class Example:
     """One sequence and its teacher, one row per token; None for plain language modelling.
 
     mark: 63 bits that tell the sequence's tokens from others, for the digest of batches.
-    is_learned: bool per token, whether it is a label.
+    is_learned: bool per token, whether it is a label; rows of other labels are not scored.
     """
 
     number: int
@@ -131,16 +131,18 @@ class Collator:
         ids = torch.zeros((max(len(rows), 1), width), dtype=torch.long)
         labels, position = torch.full_like(ids, IGNORED_LABEL), torch.zeros_like(ids)
         is_token = torch.zeros_like(ids, dtype=torch.bool)
+        kept = torch.zeros_like(is_token)
         for r, row in enumerate(rows):
             start = 0
             for i in row:
                 stop = start + len(examples[i].ids)
                 ids[r, start:stop] = examples[i].ids
-                labels[r, start : stop - 1] = examples[i].ids[1:].where(examples[i].is_learned[1:], IGNORED_LABEL)
+                labels[r, start : stop - 1] = examples[i].ids[1:]
+                kept[r, start : stop - 1] = examples[i].is_learned[1:]
+                kept[r, stop - 1] = self.every_token and bool(examples[i].is_learned[-1])
                 position[r, start:stop] = torch.arange(stop - start)
                 is_token[r, start:stop] = True
                 start = stop
-        kept = is_token if self.every_token else labels != IGNORED_LABEL
         batch: dict[str, Any] = {"input_ids": ids, "kept": kept, "labels": labels[kept]}
         if self.packing:
             batch["position_ids"] = position  # of padding 0: a sequence of its own each

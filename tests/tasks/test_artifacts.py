@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
-from fusion_core.spec import Spec
+from fusion_core.spec import LATER, Spec
 from tasks.artifacts import (
     AnyRef,
     CorpusRef,
@@ -49,6 +49,14 @@ class Choice(Spec):
 
 def test_dictionary_order_is_irrelevant() -> None:
     assert canonical_json({"a": 1, "b": {"c": 2, "d": 3}}) == canonical_json({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+def test_a_field_that_came_later_is_part_of_the_identity_only_where_it_is_set() -> None:
+    class Newer(Sharp):
+        smooth: Annotated[bool, LATER] = False
+
+    assert canonical_json(Newer()) == canonical_json(Sharp())
+    assert canonical_json(Newer(smooth=True)) == '{"kind":"sharp","smooth":true,"temperature":1.0}'
 
 
 def test_canonical_json_is_what_it_was() -> None:
