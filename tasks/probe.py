@@ -2,17 +2,20 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import pairwise
 
 from pydantic import Field
+from torch import Tensor
 
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, ProbeRef, Runtime, ShardRef
 from tasks.corpora.documents import Document, read_documents
 from tasks.engines import Dtype, pick_device, tokens_per_batch
+from tasks.engines.encoding import Encoder
 from tasks.evaluation.gate_rules import PROBE, ProbedText
 from tasks.evaluation.symptoms import find_symptoms, learn_customs
-from tasks.models.folders import encode_documents, load_model, load_tokenizer, vocabulary_of
+from tasks.models.folders import load_model
 from tasks.models.generation import continue_greedily
 from tasks.step import Output, step
 from tasks.storage.store import Store, open_store
@@ -22,7 +25,12 @@ class ProbeSpec(Spec):
     """Which prompts a model continues, and how far."""
 
     prompts: int = Field(24, gt=0, title="Prompts per domain", description="The first documents that are long enough.")
-    prompt_tokens: int = Field(32, gt=0, title="Tokens per prompt", description="From a document's beginning.")
+    prompt_tokens: int = Field(
+        32,
+        gt=0,
+        title="Tokens per prompt",
+        description="From a document's beginning; of a conversation always all before the assistant's first words.",
+    )
     max_tokens: int = Field(64, gt=0, title="Tokens to write", description="At most; repetition needs some room.")
     dtype: Dtype = Field("float32", title="Precision", description="Of the weights while writing.")
 
@@ -34,36 +42,45 @@ def probe(model: ModelRef, shards: list[ShardRef], spec: ProbeSpec, *, runtime: 
     A domain whose documents are all too short for a prompt is left out.
     """
     store = open_store(runtime)
-    folder = store.fetch(model)
-    tokenizer = load_tokenizer(folder)
-    vocabulary = vocabulary_of(tokenizer)
-    network = load_model(folder, spec.dtype, pick_device(runtime.device))
+    encoder = Encoder.load(store, model)
+    vocabulary = encoder.vocabulary
+    network = load_model(encoder.folder, spec.dtype, pick_device(runtime.device))
     domains = _by_domain(store, shards)
     customs = {name: learn_customs(piece.text for piece in pieces) for name, pieces in domains.items()}
-    chosen, prompts = [], []
+    chosen, prompts = list[Document](), list[Tensor]()
     for pieces in domains.values():
-        tokens = encode_documents(tokenizer, vocabulary, [p.text for p in pieces], [False] * len(pieces))
-        lengths, starts = tokens.doc_offsets.diff().tolist(), tokens.doc_offsets.tolist()
-        long = [i for i, length in enumerate(lengths) if length > spec.prompt_tokens][: spec.prompts]
-        chosen += [pieces[i] for i in long]
-        prompts += [tokens.ids[starts[i] : starts[i] + spec.prompt_tokens] for i in long]
+        found = zip(pieces, _prompts(encoder, pieces, spec.prompt_tokens), strict=True)
+        long = [(piece, ids) for piece, ids in found if ids is not None][: spec.prompts]
+        chosen += [piece for piece, _ in long]
+        prompts += [ids for _, ids in long]
     batch = tokens_per_batch(runtime.batch_tokens, network.device)
     written = continue_greedily(
         network, vocabulary, prompts, spec.max_tokens, batch_tokens=batch, progress=out.progress
     )
     texts = []
-    for piece, ids, found in zip(chosen, prompts, written, strict=True):
+    for piece, ids, answer in zip(chosen, prompts, written, strict=True):
         prompt = b"".join(vocabulary.surfaces[i] or b"" for i in ids.tolist()).decode(errors="replace")
-        symptoms = find_symptoms(prompt, found.text, customs[piece.domain])
+        symptoms = find_symptoms(prompt, answer.text, customs[piece.domain])
         texts.append(
             ProbedText(
-                document=piece.id, domain=piece.domain, prompt=prompt, text=found.text, ended=found.ended,
+                document=piece.id, domain=piece.domain, prompt=prompt, text=answer.text, ended=answer.ended,
                 symptoms=asdict(symptoms),
             )
         )  # fmt: skip
     (out.dir / PROBE).write_text(json.dumps([t.model_dump() for t in texts], ensure_ascii=False), encoding="utf-8")
     out.facts |= {"texts": len(texts), "ended": sum(t.ended for t in texts), "domains": _means(texts)}
     return out.ref(ProbeRef)
+
+
+def _prompts(encoder: Encoder, pieces: list[Document], prompt_tokens: int) -> list[Tensor | None]:
+    """What the model is to go on with of each piece; None for one that is too short."""
+    encoded = encoder([replace(piece, final=False) for piece in pieces])
+    starts, found = encoded.tokens.doc_offsets.tolist(), list[Tensor | None]()
+    for start, stop in pairwise(starts):
+        before = int(encoded.is_text[start:stop].int().argmax())
+        length = before or prompt_tokens
+        found.append(encoded.tokens.ids[start : start + length] if stop - start > length else None)
+    return found
 
 
 def _by_domain(store: Store, shards: list[ShardRef]) -> dict[str, list[Document]]:

@@ -24,10 +24,12 @@ from tasks.engines.encoding import Encoded, Encoder
 from tasks.ensemble import EnsembleSpec, evaluate_ensemble
 from tasks.evaluate import EvaluationSpec, evaluate
 from tasks.evaluation.costs import Costs
+from tasks.evaluation.gate_rules import PROBE
 from tasks.extract import ExtractionSpec, extract
 from tasks.formats.shards import read_aligned, read_fused, read_pair, read_scored
 from tasks.fuse import fuse
 from tasks.models.folders import LocalModel, load_model, load_tokenizer
+from tasks.probe import ProbeSpec, probe
 from tasks.storage.store import Store, open_store
 from tasks.training.batches import Collator
 from tasks.training.examples import Examples, write_sequences
@@ -199,6 +201,16 @@ def test_evaluation_pays_for_the_assistants_bytes_alone_and_one_or_many(made: Ma
     other = Costs.read(made.store, evaluate.fn(made.source, [made.shard], EvaluationSpec(), runtime=made.runtime))
     worst = [max(pair) for pair in zip(costs.nats, other.nats, strict=True)]
     assert all(nats <= most for nats, most in zip(Costs.read(made.store, mixed).nats, worst, strict=True))
+
+
+def test_a_probe_lets_the_model_answer_the_first_question(made: Made) -> None:
+    ref = probe.fn(made.target, [made.shard], ProbeSpec(prompt_tokens=4), runtime=made.runtime)
+    prompts = [text["prompt"] for text in json.loads((made.store.fetch(ref) / PROBE).read_text())]
+    assert [prompt.lstrip() for prompt in prompts[:CHATS]] == [
+        "[Be brief.][the dog?]",
+        "[add]I call.[{'name': 'sum'}][3]",
+    ]
+    assert TEXTS[0].startswith(prompts[CHATS].lstrip())
 
 
 def test_a_model_without_a_template_is_refused_by_its_name_before_it_reads(made: Made, tiny_neox: ModelFactory) -> None:
