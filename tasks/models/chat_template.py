@@ -25,8 +25,8 @@ _SAME_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # a c
 
 
 def write_template(folder: Path, template: str | None) -> None:
-    """Gives a model's folder this template, if any, in the place of its own."""
-    if template is not None:
+    """Gives a model's folder this template, unless it is empty, in the place of its own."""
+    if template:
         (folder / _FILE).write_text(template, encoding="utf-8")
 
 
