@@ -1,6 +1,7 @@
 """Commands about where things come from: lineage, pull."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -34,7 +35,13 @@ def lineage(
         typer.Option("--export", help="W3C PROV as JSON-LD, or OpenLineage events, one per line."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where the export goes. [stdout]")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|URL",
+            help="Where the export goes; OpenLineage events to an endpoint, too. [stdout]",
+        ),
     ] = None,
     root: RootOption = None,
     as_json: JsonOption = False,
@@ -137,10 +144,17 @@ def _show_differences(library: "Library", left: "Ref", right: "Ref", as_json: bo
     print_json({"left": left.address, "right": right.address, "differences": listed})
 
 
-def _export(library: "Library", ref: "Ref", form: str, output: Path | None) -> None:
-    from tasks.library.lineage_export import to_openlineage, to_prov
+def _export(library: "Library", ref: "Ref", form: str, output: str | None) -> None:
+    from tasks.library.lineage_export import send_events, to_openlineage, to_prov
 
     manifests = [library.known[r.address] for r in (ref, *library.ancestors(ref)) if r.address in library.known]
+    if output is not None and output.startswith(("http://", "https://")):
+        if form == "prov":
+            raise ValueError(f"--output: expected a file for PROV, found {output}; endpoints take --export openlineage")
+        events = to_openlineage(manifests, library.store.root)
+        sent = send_events(events, output, os.environ.get("OPENLINEAGE_API_KEY"))
+        print(f"sent {sent} events about {len(manifests)} artifacts", file=sys.stderr)
+        return
     if form == "prov":
         text = json.dumps(to_prov(manifests), indent=1) + "\n"
     else:
@@ -148,6 +162,6 @@ def _export(library: "Library", ref: "Ref", form: str, output: Path | None) -> N
     if output is None:
         print(text, end="")
         return
-    with output.open("x", encoding="utf-8") as stream:
+    with Path(output).open("x", encoding="utf-8") as stream:
         stream.write(text)
     print(f"wrote {output}: {len(manifests)} artifacts", file=sys.stderr)

@@ -1,6 +1,9 @@
 """Asking where things come from on the command line: lineage in all its forms, and pull."""
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -95,3 +98,61 @@ def test_what_cannot_be_meant_is_said_in_one_line(cli: Cli, tmp_path: Path, word
     called = cli("lineage", *words, "--root", tmp_path)
     assert called.code == 2
     assert called.err.startswith("error: lineage: expected one REF, two with --compare, or --document alone")
+
+
+@pytest.fixture
+def endpoint() -> Iterator[HTTPServer]:
+    """Takes events as Marquez does, from whoever has the key."""
+    taken: list[dict[str, object]] = []
+
+    class Taking(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            is_known = self.headers["Authorization"] == "Bearer opener"
+            if is_known:
+                taken.append(json.loads(body))
+            self.send_response(201 if is_known else 401)
+            self.end_headers()
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Taking) as server:
+        server.taken = taken
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_openlineage_events_are_sent_to_an_endpoint(
+    cli: Cli, bench: Bench, models: list[ModelRef], endpoint: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://127.0.0.1:{endpoint.server_port}/api/v1/lineage"
+    words = ("lineage", models[0].address, "--export", "openlineage", "--root", bench.runtime.root)
+    monkeypatch.setenv("OPENLINEAGE_API_KEY", "opener")
+    called = cli(*words, "-o", url)
+    assert called.code == 0, called.err
+    assert endpoint.taken == [json.loads(line) for line in cli(*words).out.splitlines()]
+    assert called.err.strip() == f"sent {len(endpoint.taken)} events about {len(endpoint.taken) // 2} artifacts"
+
+    monkeypatch.setenv("OPENLINEAGE_API_KEY", "somebody")
+    refused = cli(*words, "-o", url)
+    assert refused.code == 1
+    assert "found HTTP 401 after 0 of them; check the address and OPENLINEAGE_API_KEY" in refused.err
+    assert "somebody" not in refused.err
+
+
+def test_an_endpoint_takes_no_prov(cli: Cli, bench: Bench, models: list[ModelRef]) -> None:
+    words = (
+        "lineage",
+        models[0].address,
+        "--export",
+        "prov",
+        "--root",
+        bench.runtime.root,
+        "-o",
+        "http://127.0.0.1:1/",
+    )
+    called = cli(*words)
+    assert (called.code, called.err.count("\n")) == (2, 1)
+    assert "endpoints take --export openlineage" in called.err
