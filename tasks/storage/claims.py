@@ -24,7 +24,7 @@ from tasks.storage.objects import Objects
 
 PREFIX = "CLAIM."
 START_TOLERANCE_SECONDS = 2.0
-"""A process's start is told relative to the boot time, which moves a little when the clock is set."""
+"""A process's start is read in steps of its system's ticks, and on systems other than Linux by the clock."""
 
 
 @dataclass
@@ -131,7 +131,7 @@ class Claims:
 
 def this_process() -> dict[str, object]:
     """What tells this process from any other: host (boot and pid namespace included), pid, start time."""
-    return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {"host": _host(), "pid": os.getpid(), "started_after_boot": _start_of(psutil.Process())}
 
 
 def owner_state(record: dict[str, Any]) -> Literal["alive", "gone", "unknown"]:  # Any: JSON
@@ -140,13 +140,22 @@ def owner_state(record: dict[str, Any]) -> Literal["alive", "gone", "unknown"]: 
         return "unknown"
     try:
         process = psutil.Process(int(record["pid"]))
-        drift = abs(process.create_time() - float(record["started"]))
+        drift = abs(_start_of(process) - float(record["started_after_boot"]))
         is_gone = drift > START_TOLERANCE_SECONDS or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return "gone"
     except (psutil.Error, KeyError, TypeError, ValueError):
         return "unknown"
     return "gone" if is_gone else "alive"
+
+
+def _start_of(process: psutil.Process) -> float:
+    """Seconds from the machine's boot to the process's start.
+
+    On Linux psutil adds a boot time that moves with the clock: without it, a clock that is set made the living look
+    like others that got their numbers.
+    """
+    return process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0)
 
 
 def _host() -> str:

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks.storage.claims import Claim, Claims, claim_record, owner_state, this_process
@@ -148,8 +149,29 @@ def test_a_claim_says_what_its_owner_reads(tmp_path: Path) -> None:
 def test_processes_are_told_apart() -> None:
     here = this_process()
     assert owner_state(here) == "alive"
-    assert owner_state(here | {"started": 1.0}) == "gone"  # the number was given to another process
+    assert owner_state(here | {"started_after_boot": -9.0}) == "gone"  # the number was given to another process
     assert owner_state(here | {"pid": 2**22 + 1}) == "gone"
     assert owner_state(here | {"host": "elsewhere"}) == "unknown"
     assert owner_state({"host": here["host"]}) == "unknown"
     assert owner_state({}) == "unknown"
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="reads /proc")
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_a_clock_that_is_set_makes_no_living_owner_look_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: int
+) -> None:
+    here = this_process()
+    booted = f"btime {int(psutil.boot_time())}\n"
+    statistics = Path("/proc/stat").read_text()
+    assert booted in statistics
+    # what /proc shows once the clock is set: the boot moves with it, as the time since then doesn't change
+    (tmp_path / "stat").write_text(statistics.replace(booted, f"btime {int(psutil.boot_time()) + jump}\n"))
+    (tmp_path / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert owner_state(here) == "alive"
+
+
+def test_an_owner_of_an_earlier_release_is_waited_for() -> None:
+    here = this_process()
+    assert owner_state({"host": here["host"], "pid": here["pid"], "started": 1.0}) == "unknown"
