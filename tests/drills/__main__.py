@@ -11,13 +11,21 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.drills.outcome import HEADER, Skip
 
-DRILLS = ("kill", "corruption", "storage", "concurrency", "disk", "soak")
-WITH_FLOWS = {"kill", "corruption", "disk", "soak"}
+if TYPE_CHECKING:  # they import what reads the environment
+    from tests.drills.lanes import Lane
+    from tests.drills.workload import Workload
+
+LANES = (("kill", "concurrency"), ("corruption", "disk", "restart", "soak"), ("storage", "clock"))
+"""What is held side by side: the first two compute, the last mostly waits."""
+DRILLS = tuple(name for lane in LANES for name in lane)
+WITH_FLOWS = {"kill", "corruption", "disk", "restart", "soak"}
 QUIET = {  # set before anything is imported that reads them
     "DO_NOT_TRACK": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -48,6 +56,7 @@ def main() -> int:
 
 def hold(names: list[str] | tuple[str, ...], folder: Path, short: bool) -> int:
     """Holds the drills and prints their lines; 1 when a promise was broken."""
+    from tests.drills.lanes import watch
     from tests.drills.workload import Workload, prefect_server, prepare
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
@@ -59,12 +68,21 @@ def hold(names: list[str] | tuple[str, ...], folder: Path, short: bool) -> int:
             servers.enter_context(prefect_server(folder / "prefect"))
             prepare(workload)
         print(HEADER, flush=True)
-        for name in names:
-            for outcome in import_module(f"tests.drills.{name}").drill(workload, short):
-                print(outcome.line(), flush=True)
-                is_kept = is_kept and (isinstance(outcome, Skip) or outcome.is_kept)
+        lanes = [[name for name in lane if name in names] for lane in LANES]
+        for outcome in watch([begin(lane, workload, short) for lane in lanes if lane]):
+            print(outcome.line(), flush=True)
+            is_kept = is_kept and (isinstance(outcome, Skip) or outcome.is_kept)
     print(f"{time.monotonic() - clock:.0f} s", flush=True)
     return 0 if is_kept else 1
+
+
+def begin(names: list[str], workload: "Workload", short: bool) -> "Lane":
+    """A lane that holds these drills, one after the other."""
+    from tests.drills.lanes import begin_lane
+
+    own = replace(workload, lane=names[0])
+    drills = (import_module(f"tests.drills.{name}").drill for name in names)
+    return begin_lane(names[0], lambda: (outcome for drill in drills for outcome in drill(own, short)), own.folder)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ def make(number: int, *, runtime: Runtime, out: Output) -> TextsRef:
 def drill(workload: Workload, short: bool) -> Iterator[Outcome]:
     """A line for a disk, one for S3."""
     yield _race("a disk", str(workload.folder / "shared"), workload, short)
-    with servers.ministack(workload.folder / "shared-s3") as url:
+    with servers.ministack(workload.folder / "shared-s3") as server:
         keys = {"AWS_ACCESS_KEY_ID": servers.KEY, "AWS_SECRET_ACCESS_KEY": servers.SECRET}
         before = dict(os.environ)
-        os.environ |= {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": url}
+        os.environ |= {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": server.url}
         made = fork(lambda: Store(f"s3://{BUCKET}").fs.mkdir(BUCKET), workload.log)
         assert made.wait() == 0, workload.last_words()
         yield _race("S3", f"s3://{BUCKET}/shared", workload, short)

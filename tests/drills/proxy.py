@@ -5,13 +5,14 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 FaultKind = Literal[
-    "reset", "reset in the answer", "lost answer", "answer", "black hole", "cut", "wrong byte", "wrong byte sent"
-]
+    "reset", "reset in the answer", "lost answer", "answer", "black hole", "cut", "wrong byte", "wrong byte sent",
+    "server dies", "server dies afterwards",
+]  # fmt: skip
 FOR_EVER = 10**9
 
 
@@ -24,7 +25,8 @@ class Fault:
     reset: before the server hears of it. reset in the answer: half of it arrives. lost answer: the server did it, the
     client hears nothing. answer: the proxy answers with `status` and the S3 error `code`, or with `body`. black hole:
     silence until the time is over, then a reset. cut: the header promises all, half of the body comes. wrong byte: in
-    the answer's body. wrong byte sent: in the request's.
+    the answer's body. wrong byte sent: in the request's. server dies: by the line's `outage`, with half of the
+    request's body sent, or half of the answer passed on. server dies afterwards: once all of the answer is passed on.
     """
 
     kind: FaultKind
@@ -44,6 +46,7 @@ class Line:
     host: str
     port: int
     url: str = ""
+    outage: Callable[[], None] = lambda: None
     fault: Fault | None = None
     seen: int = 0
     injected: int = 0
@@ -111,25 +114,43 @@ async def _handle(line: Line, reader: asyncio.StreamReader, writer: asyncio.Stre
             await asyncio.sleep(max(0.0, line.until - time.monotonic()))
         if fault is not None and kind == "answer":
             writer.write(_make_up(fault, method))
+        elif kind == "server dies":
+            writer.write(await _ask_halfway(line, head, body))
         elif kind not in ("reset", "black hole"):
             sent = _with_a_wrong_byte(body) if kind == "wrong byte sent" and body else body
             writer.write(_spoil(kind, await _ask(line, head, sent)))
             await writer.drain()
-        if kind == "reset in the answer":
+        if kind == "server dies afterwards":
+            await asyncio.to_thread(line.outage)
+        if kind in ("reset in the answer", "server dies"):
             await asyncio.sleep(0.05)  # half of the answer shall arrive before the reset
-        if kind in ("reset", "black hole", "lost answer", "reset in the answer"):
+        if kind in ("reset", "black hole", "lost answer", "reset in the answer", "server dies"):
             writer.transport.abort()
 
 
 async def _ask(line: Line, head: bytes, body: bytes) -> bytes:
     """The server's whole answer, by a connection of its own."""
+    reader, writer = await _send(line, head, body)
+    answer = await reader.read(-1)
+    writer.close()
+    return re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", answer, count=1).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+
+
+async def _ask_halfway(line: Line, head: bytes, body: bytes) -> bytes:
+    """Half of what had come of the answer when the server died; nothing, where it died at half of the request."""
+    reader, writer = await _send(line, head, body[: len(body) // 2])
+    answer = b"" if body else await reader.read(1 << 16)
+    await asyncio.to_thread(line.outage)
+    writer.close()
+    return answer[: len(answer) // 2]
+
+
+async def _send(line: Line, head: bytes, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     head = re.sub(rb"(?i)\r\n(expect|connection):[^\r]*", b"", head)
     reader, writer = await asyncio.open_connection(line.host, line.port)
     writer.write(head[:-2] + b"Connection: close\r\n\r\n" + body)
     await writer.drain()
-    answer = await reader.read(-1)
-    writer.close()
-    return re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", answer, count=1).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    return reader, writer
 
 
 def _spoil(kind: FaultKind | None, answer: bytes) -> bytes:

@@ -5,41 +5,46 @@ sentence, in bounded time; once it is over, the same call must succeed, and a re
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.artifacts import Runtime, TextsRef
 from tasks.running.transient import is_transient
 from tasks.step import Output, step
 from tasks.storage.store import Store, open_store
+from tests.drills.lanes import begin_lane, watch
 from tests.drills.outcome import Outcome, Skip
 from tests.drills.proxy import FOR_EVER, Fault, Line, line_to
-from tests.drills.workload import Workload, fork
+from tests.drills.workload import Workload
 from tests.e2e import ceph, servers
+from tests.e2e.processes import Service
 
 BUCKET = "drills"
 LEASE_SECONDS = 2.0
 RETRIES = 3
 REQUESTS = 12  # of a step and its reader together
 BIG_BYTES = 200_000
+OUTAGE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Case:
     """A fault, at which requests, what it must come to (words of an error, or survival), and how soon.
 
+    kills: the process of the server that dies, and is begun again `OUTAGE_SECONDS` later; tried where there is one.
     tries_patience: the client's, whatever the server; tried over the first one alone.
     """
 
     name: str
     fault: Fault
     error: str = ""
+    kills: str = ""
     limit: float = 60.0
     starts: tuple[int, ...] = tuple(range(REQUESTS))
     tries_patience: bool = False
@@ -68,6 +73,12 @@ CASES = (
         Fault("answer", "", FOR_EVER, 400, "ExpiredToken"),
         r"s3://.*: expected to be allowed to .* found .*ExpiredToken.*; check the keys",
     ),
+    Case("server killed in a request", Fault("server dies"), kills="server"),
+    Case("server killed after its answer", Fault("server dies afterwards"), kills="server"),
+    Case("gateway killed in a request", Fault("server dies"), kills="rgw"),
+    Case("gateway killed after its answer", Fault("server dies afterwards"), kills="rgw"),
+    Case("disk's daemon killed in a request", Fault("server dies"), limit=120, starts=(1, 5, 8), kills="osd.0"),
+    Case("monitor killed in a request", Fault("server dies"), limit=120, starts=(4,), kills="mon.a"),
     Case("clock is off", Fault("answer", "", FOR_EVER, 403, "RequestTimeTooSkewed"), "TimeTooSkewed", starts=(0,)),
 )  # fmt: skip
 SHORT = ("answer lost, request done", "wrong byte received", "credentials expire")
@@ -87,81 +98,107 @@ def contents(name: str) -> dict[str, bytes]:
 
 
 def drill(workload: Workload, short: bool) -> Iterator[Outcome | Skip]:
-    """A line per case, over each server that is there."""
-    yield from _over("ministack", servers.ministack(workload.folder / "ministack"), workload, short)
-    if short:
-        return
-    if not ceph.is_installed():
+    """A line per case, over each server that is there, side by side: most of it is waiting."""
+    folder = workload.folder
+    (folder / "c").mkdir()
+    lanes = [
+        begin_lane(
+            "ministack", lambda: hold("ministack", servers.ministack(folder / "ministack"), folder, short), folder
+        )
+    ]
+    if not short and ceph.is_installed():
+        lanes.append(begin_lane("Ceph", lambda: hold("Ceph", ceph.radosgw(folder / "c"), folder, short), folder))
+    yield from watch(lanes)
+    if not short and not ceph.is_installed():
         yield Skip("storage: Ceph", f"needs {', '.join(ceph.PROGRAMS)}")
-        return
-    (workload.folder / "c").mkdir()
-    yield from _over("Ceph", ceph.radosgw(workload.folder / "c"), workload, short)
 
 
-def _over(
-    name: str, server: contextlib.AbstractContextManager[str], workload: Workload, short: bool
+def hold(
+    name: str, serving: contextlib.AbstractContextManager[servers.S3Server], folder: Path, short: bool
 ) -> Iterator[Outcome]:
-    found = workload.folder / f"storage-{name}.jsonl"
-    with server as url:
-        log = workload.folder / f"storage-{name}.log"
-        child = fork(lambda: hold(name, url, workload.folder / f"cache-{name}", found, short), log)
-        read = 0
-        while child.poll() is None or (found.exists() and len(found.read_text().splitlines()) > read):
-            lines = found.read_text().splitlines() if found.exists() else []
-            yield from (Outcome(**json.loads(line)) for line in lines[read:])
-            read = len(lines)
-            time.sleep(0.1)
-        if child.code:
-            yield Outcome(f"storage, {name}", wrong=1, remark=log.read_text(errors="replace")[-200:])
-
-
-def hold(name: str, server: str, cache: Path, found: Path, short: bool) -> int:
-    """Holds all cases over a server in a process of its own, which s3fs fills with threads."""
+    """Holds all cases over a server, in a process of its own, which s3fs fills with threads."""
     logging.disable(logging.CRITICAL)
-    keys = {
+    os.environ |= {
         "AWS_ACCESS_KEY_ID": servers.KEY,
         "AWS_SECRET_ACCESS_KEY": servers.SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    with line_to(server) as line:
-        os.environ |= {**keys, "AWS_ENDPOINT_URL": line.url}
+    kept: list[Kept] = []
+    with serving as server, line_to(server.url) as line:
+        os.environ["AWS_ENDPOINT_URL"] = line.url
         Store(f"s3://{BUCKET}").fs.mkdir(BUCKET)
         for case in CASES:
-            if (short and case.name not in SHORT) or (case.tries_patience and name != "ministack"):
+            if (short and case.name not in SHORT) or (case.kills and case.kills not in server.services):
+                continue
+            if case.tries_patience and name != "ministack":
                 continue
             outcome = Outcome(f"storage, {name}: {case.name}", limit=case.limit)
             for start in case.starts[:3] if short else case.starts:
-                _try(case, start, line, cache / f"{case.name}-{start}".replace(" ", "-"), outcome)
-            with found.open("a") as stream:
-                stream.write(json.dumps(asdict(outcome)) + "\n")
-    return 0
+                kept.append(Kept(f"{case.name}, {start}", folder / f"cache-{name}" / str(len(kept))))
+                with killed_by(line, server.services.get(case.kills)):
+                    _meet(replace(case.fault, after=start), case.error, line, kept[-1], outcome)
+                outcome.lost += not _is_whole(kept[-1], "later")
+            yield outcome
+        yield Outcome(
+            f"storage, {name}: all of it in the end", len(kept), lost=sum(not _is_whole(k, "end") for k in kept)
+        )
 
 
-def _try(case: Case, start: int, line: Line, cache: Path, outcome: Outcome) -> None:
-    name = f"{case.name}, {start}"
-    root = f"s3://{BUCKET}/{cache.name}"
-    writer = Runtime(root=root, cache_dir=str(cache / "writer"), lease_seconds=LEASE_SECONDS)
-    line.break_with(replace(case.fault, after=start))
+@contextlib.contextmanager
+def killed_by(line: Line, service: Service | None) -> Iterator[None]:
+    """While the block runs the line's outage kills the process, which comes back; in the end it is back."""
+    returns: list[threading.Timer] = []
+
+    def kill() -> None:
+        assert service is not None
+        service.kill()
+        returns.append(threading.Timer(OUTAGE_SECONDS, service.begin))
+        returns[-1].start()
+
+    line.outage = kill
+    yield
+    for timer in returns:
+        timer.join()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A trial's artifact, on a root of its own, and the local caches of those who write and read it."""
+
+    name: str
+    caches: Path
+
+    def runtime(self, machine: str) -> Runtime:
+        """What a machine works with that has nothing yet."""
+        root = f"s3://{BUCKET}/{self.caches.name}"
+        return Runtime(root=root, cache_dir=str(self.caches / machine), lease_seconds=LEASE_SECONDS)
+
+    def make(self) -> TextsRef:
+        return keep.fn(self.name, runtime=self.runtime("writer"))
+
+    def read(self, machine: str) -> dict[str, bytes]:
+        runtime = self.runtime(machine)
+        ref = TextsRef(step="keep", fingerprint=keep.fingerprint(self.name, runtime=runtime))
+        return {path.name: path.read_bytes() for path in open_store(runtime).fetch(ref).iterdir()}
+
+
+def _meet(fault: Fault, expected: str, line: Line, kept: Kept, outcome: Outcome) -> None:
+    """Makes and reads it while the fault lasts: that must go well, or fail in the words that are expected."""
+    line.break_with(fault)
     clock = time.monotonic()
-    error = _persist(lambda: keep.fn(name, runtime=writer))
-    error = error or _persist(lambda: _read(name, writer, cache / "reader"))
+    error = _persist(kept.make) or _persist(lambda: kept.read("reader"))
     outcome.trials += 1
     outcome.faults += line.injected
     outcome.recovered(time.monotonic() - clock)
-    if error is not None and not (case.error and re.search(case.error, str(error))):
-        outcome.blame([f"at request {start}: {error!r}"])
+    if error is not None and not (expected and re.search(expected, str(error))):
+        outcome.blame([f"at request {fault.after}: {error!r}"])
     line.break_with(None)
-    keep.fn(name, runtime=writer)
-    if _read(name, writer, cache / "later") != contents(name):
-        outcome.lost += 1
 
 
-def _read(name: str, writer: Runtime, cache: Path) -> dict[str, bytes]:
-    """What a machine that has nothing yet finds."""
-    runtime = writer.model_copy(update={"cache_dir": str(cache)})
-    ref = TextsRef(step="keep", fingerprint=keep.fingerprint(name, runtime=runtime))
-    folder = open_store(runtime).fetch(ref)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def _is_whole(kept: Kept, machine: str) -> bool:
+    """Whether the same call succeeds once the fault is over, and a machine finds the very bytes."""
+    kept.make()
+    return kept.read(machine) == contents(kept.name)
 
 
 def _persist(act: Callable[[], object]) -> Exception | None:

@@ -80,9 +80,10 @@ def fork(act: Callable[[], int | None], log: Path) -> Fork:
 
 @dataclass(frozen=True)
 class Workload:
-    """The recipe and what it reads, below a folder."""
+    """The recipe and what it reads, below a folder. Each lane has one of its own name, for its words."""
 
     folder: Path
+    lane: str = "all"
 
     @property
     def recipe(self) -> Path:
@@ -90,7 +91,12 @@ class Workload:
 
     @property
     def log(self) -> Path:
-        return self.folder / "log"
+        return self.folder / f"{self.lane}.log"
+
+    @property
+    def modules(self) -> Path:
+        """The names of all that the last process of this lane had imported."""
+        return self.folder / f"{self.lane}.modules"
 
     def run(self, root: str, *options: str) -> Fork:
         """`llm-fuse run` of the recipe, begun."""
@@ -107,7 +113,7 @@ class Workload:
 
             print("---", *words, flush=True)
             code = main(list(words))
-            (self.folder / "modules").write_text("\n".join(sys.modules))
+            self.modules.write_text("\n".join(sys.modules))
             return code
 
         return fork(act, self.log)
@@ -125,25 +131,31 @@ class Workload:
     def undisturbed(self) -> Path:
         """The root of a run that nothing happened to."""
         root = self.folder / "undisturbed"
-        assert self.run(str(root)).wait() == 0, self.last_words()
-        import_all(self.folder / "modules")
+        if not root.exists():
+            assert self.run(str(root)).wait() == 0, self.last_words()
+            import_all(self.modules)
         return root
 
 
 def prepare(workload: Workload) -> None:
-    """Writes the recipe and imports what a run needs. Call it once Prefect's server is there: imports read where."""
-    writer = fork(lambda: write_recipe(workload.folder), workload.log)
+    """Writes the recipe, imports what a run needs and holds one that nothing happens to.
+
+    Call it once Prefect's server is there: imports read where.
+    """
+    writer = fork(lambda: write_recipe(workload), workload.log)
     assert writer.wait() == 0, workload.last_words()
-    import_all(workload.folder / "modules")
+    import_all(workload.modules)
+    assert workload.undisturbed.exists()
 
 
-def write_recipe(folder: Path) -> None:
+def write_recipe(workload: Workload) -> None:
     """A recipe that fuses a source with another tokenizer into a target, over four shards, and measures it."""
     from tasks.corpora.documents import shards_of
     from tasks.corpus import CorpusSpec, Files, build_corpus
     from tasks.scratch import ByteLevelBpe, GptNeoX, Llama, MetaspaceBpe, init_model, train_tokenizer
     from tasks.storage.store import open_store
 
+    folder = workload.folder
     texts = [
         f"{number:03d}: a few words in text {number:03d}, and some more of them.\n" for number in range(6 * SHARDS)
     ]
@@ -170,7 +182,7 @@ def write_recipe(folder: Path) -> None:
         "evaluation": {"corpus": held, "baselines": []},
     }
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    (folder / "modules").write_text("\n".join(sys.modules))
+    workload.modules.write_text("\n".join(sys.modules))
 
 
 def manifests_of(root: str | Path) -> dict[str, Manifest]:

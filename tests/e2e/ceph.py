@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.e2e.processes import call, free_port, is_listening, running
-from tests.e2e.servers import KEY, SECRET
+from tests.e2e.processes import Service, call, free_port, is_listening, running
+from tests.e2e.servers import KEY, SECRET, S3Server
 
 PROGRAMS = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 
@@ -49,8 +49,8 @@ def is_installed() -> bool:
 
 
 @contextlib.contextmanager
-def radosgw(folder: Path) -> Iterator[str]:
-    """The URL of the gateway, which knows one user."""
+def radosgw(folder: Path) -> Iterator[S3Server]:
+    """The gateway, which knows one user, and its daemons: mon.a, osd.0 and rgw."""
     for name in ("mon", "osd", "rgw", "run", "log"):
         (folder / name).mkdir(parents=True)
     fsid, port = str(uuid.uuid4()), free_port()
@@ -58,22 +58,22 @@ def radosgw(folder: Path) -> Iterator[str]:
     conf = folder / "ceph.conf"
     conf.write_text(_CONFIGURATION.format(fsid=fsid, address=address, folder=folder, port=port))
     _make_monitor(conf, folder, fsid, address)
+    services: dict[str, Service] = {}
     with contextlib.ExitStack() as daemons:
 
-        def start(name: str, *words: str | Path) -> None:
-            ready = (folder / "run" / f"{name}.asok").exists
-            daemons.enter_context(running([*words, "-c", conf, "-f"], folder / "log" / f"{name}.out", ready))
+        def start(name: str, where: int | Path, *words: str) -> None:
+            command, log = [*words, "-c", conf, "-f"], folder / "log" / f"{name}.out"
+            services[name] = daemons.enter_context(running(command, log, lambda: is_listening(where)))
 
-        start("mon.a", "ceph-mon", "-i", "a")
+        start("mon.a", folder / "run" / "mon.a.asok", "ceph-mon", "-i", "a")
         disk = str(uuid.uuid4())
         call("ceph", "-c", conf, "--connect-timeout", "30", "osd", "new", disk)
         call("ceph-osd", "-c", conf, "-i", "0", "--mkfs", "--osd-uuid", disk, "--keyring", folder / "keyring")
-        start("osd.0", "ceph-osd", "-i", "0")
+        start("osd.0", folder / "run" / "osd.0.asok", "ceph-osd", "-i", "0")
         who = ("--uid", "fusion", "--display-name", "fusion")
         call("radosgw-admin", "-c", conf, "user", "create", *who, "--access-key", KEY, "--secret", SECRET)
-        gateway = ["radosgw", "-c", conf, "-n", "client.rgw", "-f"]
-        daemons.enter_context(running(gateway, folder / "log" / "rgw.out", lambda: is_listening(port)))
-        yield f"http://127.0.0.1:{port}"
+        start("rgw", port, "radosgw", "-n", "client.rgw")
+        yield S3Server(f"http://127.0.0.1:{port}", services)
 
 
 def _make_monitor(conf: Path, folder: Path, fsid: str, address: str) -> None:

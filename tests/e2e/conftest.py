@@ -50,13 +50,13 @@ class Bucket:
 def bucket(place: Path) -> Iterator[Bucket]:
     """An empty bucket of Ceph's gateway where it is installed, else of ministack."""
     with (
-        ceph.radosgw(place / "ceph") if ceph.is_installed() else servers.ministack(place / "s3") as url,
-        servers.line_to(url) as line,
+        ceph.radosgw(place / "ceph") if ceph.is_installed() else servers.ministack(place / "s3") as server,
+        servers.line_to(server.url) as line,
         pytest.MonkeyPatch.context() as patch,
     ):
         keys = {"AWS_ACCESS_KEY_ID": servers.KEY, "AWS_SECRET_ACCESS_KEY": servers.SECRET}
         environment = {**keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": line.url}
-        for name, value in {**environment, "AWS_ENDPOINT_URL": url}.items():
+        for name, value in {**environment, "AWS_ENDPOINT_URL": server.url}.items():
             patch.setenv(name, value)
         from s3fs import S3FileSystem
 

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-from tests.e2e.processes import call, free_port, is_listening, running
+from tests.e2e.processes import Service, call, free_port, is_listening, running
 
 KEY, SECRET = "test", "testtest"
 
@@ -46,15 +46,24 @@ def postgres(programs: Path, folder: Path) -> Iterator[str]:
         yield f"postgresql://prefect:secret@127.0.0.1:{port}/postgres"
 
 
+@dataclass(frozen=True)
+class S3Server:
+    """Where an S3 server is, and its processes by name: the one that speaks S3 last."""
+
+    url: str
+    services: dict[str, Service]
+
+
 @contextlib.contextmanager
-def ministack(folder: Path) -> Iterator[str]:
-    """The URL of an S3 server in one process."""
+def ministack(folder: Path) -> Iterator[S3Server]:
+    """An S3 server in one process that writes to disk before it answers."""
     folder.mkdir()
     port = free_port()
     settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3", "LOG_LEVEL": "WARNING"}
+    settings |= {"S3_PERSIST": "1", "S3_DATA_DIR": str(folder / "s3")}
     command = [Path(sys.executable).with_name("ministack")]
-    with running(command, folder.with_suffix(".log"), lambda: is_listening(port), settings, folder=folder):
-        yield f"http://127.0.0.1:{port}"
+    with running(command, folder.with_suffix(".log"), lambda: is_listening(port), settings, folder=folder) as service:
+        yield S3Server(f"http://127.0.0.1:{port}", {"server": service})
 
 
 @dataclass
