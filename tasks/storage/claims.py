@@ -155,7 +155,8 @@ def _start_of(process: psutil.Process) -> float:
     On Linux psutil adds a boot time that moves with the clock: without it, a clock that is set made the living look
     like others that got their numbers.
     """
-    return process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0)
+    booted = psutil.boot_time() if psutil.LINUX else 0.0
+    return float(process.create_time() - booted)
 
 
 def _host() -> str:

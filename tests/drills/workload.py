@@ -20,6 +20,7 @@ from pathlib import Path
 from tasks.artifacts import Manifest, Runtime
 from tasks.library.lineage import Library
 from tasks.storage.store import Store
+from tests.e2e import servers
 
 SHARDS = 4
 LEASE_SECONDS = 5.0
@@ -209,9 +210,6 @@ def import_all(names: Path) -> None:
 @contextlib.contextmanager
 def prefect_server(home: Path) -> Iterator[None]:
     """A Prefect server that all runs of the block use: each with its own would take ten seconds to start."""
-    from tests.bench.flow import prefect_server as serve
-
-    home.mkdir(parents=True, exist_ok=True)
-    with serve(home) as url:
+    with servers.prefect(home) as (url, _):
         os.environ["PREFECT_API_URL"], os.environ["PREFECT_HOME"] = url, str(home)
         yield

@@ -46,6 +46,24 @@ def postgres(programs: Path, folder: Path) -> Iterator[str]:
         yield f"postgresql://prefect:secret@127.0.0.1:{port}/postgres"
 
 
+@contextlib.contextmanager
+def prefect(home: Path) -> Iterator[tuple[str, Service]]:
+    """The URL of the API of a Prefect server of its own, and its process."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    home.mkdir(parents=True)
+
+    def is_healthy() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2):
+            return True
+        return False
+
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+    with running(command, home / "server.log", is_healthy, settings, seconds=120) as service:
+        yield url, service
+
+
 @dataclass(frozen=True)
 class S3Server:
     """Where an S3 server is, and its processes by name: the one that speaks S3 last."""
