@@ -44,10 +44,10 @@ class Case:
     name: str
     fault: Fault
     error: str = ""
-    kills: str = ""
     limit: float = 60.0
     starts: tuple[int, ...] = tuple(range(REQUESTS))
     tries_patience: bool = False
+    kills: str = ""
 
 
 CASES = (

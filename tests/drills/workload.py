@@ -81,10 +81,14 @@ def fork(act: Callable[[], int | None], log: Path) -> Fork:
 
 @dataclass(frozen=True)
 class Workload:
-    """The recipe and what it reads, below a folder. Each lane has one of its own name, for its words."""
+    """The recipe and what it reads, below a folder. Each lane has one of its own name, for its words.
+
+    api: the URL of another Prefect server than the one that was there when Prefect was imported.
+    """
 
     folder: Path
     lane: str = "all"
+    api: str = ""
 
     @property
     def recipe(self) -> Path:
@@ -110,10 +114,13 @@ class Workload:
         """A command of `llm-fuse`, begun."""
 
         def act() -> int:
+            from prefect.settings import PREFECT_API_URL, temporary_settings
+
             from flows.cli import main
 
             print("---", *words, flush=True)
-            code = main(list(words))
+            with temporary_settings({PREFECT_API_URL: self.api} if self.api else {}):
+                code = main(list(words))
             self.modules.write_text("\n".join(sys.modules))
             return code
 
