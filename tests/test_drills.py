@@ -29,14 +29,40 @@ def hold(*words: str) -> str:
 
 def test_a_step_over_a_breaking_line_and_eight_processes_on_one_root_keep_their_promises() -> None:
     table = hold("storage", "concurrency")
-    assert table.count("kept") == 5
+    assert table.count("kept") == 7
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_damaged_and_cramped_runs_keep_their_promises() -> None:
-    table = hold("kill", "corruption", "disk", "soak")
-    assert table.count("kept") + table.count("skipped") >= 6
+    table = hold("kill", "corruption", "disk", "soak", "restart", "clock")
+    assert table.count("kept") + table.count("skipped") >= 8
+
+
+LANES = """
+import sys
+from pathlib import Path
+from tests.drills.lanes import begin_lane, watch
+from tests.drills.outcome import Outcome, Skip
+
+def break_down():
+    yield Outcome("before", trials=3)
+    raise RuntimeError("the drill itself")
+
+lanes = [begin_lane("whole", lambda: [Skip("skipped", "why")], Path(sys.argv[1]))]
+lanes += [begin_lane("broken", break_down, Path(sys.argv[1]))]
+print(*sorted(outcome.line() for outcome in watch(lanes)), sep="\\n")
+"""
+
+
+def test_a_lane_that_breaks_down_is_a_broken_promise_and_keeps_what_it_found(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LANES, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    before, broken, skipped = sorted(done.stdout.splitlines())
+    assert "3      0     0     0      0.0 s  kept" in before
+    assert "BROKEN  ended with 70: RuntimeError: the drill itself" in broken
+    assert skipped.endswith("skipped: why")
 
 
 @pytest.mark.parametrize(

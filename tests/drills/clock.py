@@ -146,7 +146,10 @@ def hold(folder: Path, short: bool) -> Outcome:
     """All trials at once: they sleep."""
     places = (False, True) if os.geteuid() == 0 else (False,)
     kinds = product(("owner", "waiter"), JUMPS[:1] if short else JUMPS, (False, True), places)
-    trials = [Trial(*kind, folder / str(number)) for number, kind in enumerate(kinds)]
+    trials = [
+        Trial(jumper, jump, is_killed, is_elsewhere, folder / str(number))
+        for number, (jumper, jump, is_killed, is_elsewhere) in enumerate(kinds)
+    ]
     outcome = Outcome(NAME, limit=LEASE_SECONDS + 2.0)
     for trial in trials:
         trial.folder.mkdir()

@@ -81,7 +81,7 @@ CASES = (
     Case("monitor killed in a request", Fault("server dies"), limit=120, starts=(4,), kills="mon.a"),
     Case("clock is off", Fault("answer", "", FOR_EVER, 403, "RequestTimeTooSkewed"), "TimeTooSkewed", starts=(0,)),
 )  # fmt: skip
-SHORT = ("answer lost, request done", "wrong byte received", "credentials expire")
+SHORT = ("answer lost, request done", "wrong byte received", "credentials expire", "server killed in a request")
 
 
 @step(version=1)
@@ -133,7 +133,8 @@ def hold(
             if case.tries_patience and name != "ministack":
                 continue
             outcome = Outcome(f"storage, {name}: {case.name}", limit=case.limit)
-            for start in case.starts[:3] if short else case.starts:
+            starts = case.starts[:1] if case.kills else case.starts[:3]
+            for start in starts if short else case.starts:
                 kept.append(Kept(f"{case.name}, {start}", folder / f"cache-{name}" / str(len(kept))))
                 with killed_by(line, server.services.get(case.kills)):
                     _meet(replace(case.fault, after=start), case.error, line, kept[-1], outcome)

@@ -62,7 +62,7 @@ def radosgw(folder: Path) -> Iterator[S3Server]:
     with contextlib.ExitStack() as daemons:
 
         def start(name: str, where: int | Path, *words: str) -> None:
-            command, log = [*words, "-c", conf, "-f"], folder / "log" / f"{name}.out"
+            command, log = (*words, "-c", str(conf), "-f"), folder / "log" / f"{name}.out"
             services[name] = daemons.enter_context(running(command, log, lambda: is_listening(where)))
 
         start("mon.a", folder / "run" / "mon.a.asok", "ceph-mon", "-i", "a")
