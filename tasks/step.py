@@ -39,6 +39,7 @@ from tasks.models.trust import trusting_code
 from tasks.running.environment import environment
 from tasks.running.job import Job, Output, find_or_claim
 from tasks.running.planning import (
+    Awaited,
     Done,
     Future,
     Planned,
@@ -156,7 +157,11 @@ class Step(Generic[R]):
 
     def _as_prefect_task(self) -> Callable[..., Any]:
         def run(*args: Any, runtime: Runtime, label: str, **kwargs: Any) -> Any:
-            ref, was_cached = self._obtain(self._semantic(args, kwargs), runtime, label)
+            arguments = {
+                name: value.value if isinstance(value, Awaited) else value
+                for name, value in self._semantic(args, kwargs).items()
+            }
+            ref, was_cached = self._obtain(arguments, runtime, label)
             if was_cached:
                 return Completed(name="Cached", message=f"found {ref.address}", data=ref)
             return ref
@@ -205,7 +210,11 @@ class Step(Generic[R]):
 
     def _start(self, call: _Call, runtime: Runtime) -> Future:
         named = self._task.with_options(name=call.label)  # until it starts Prefect has no other name for it
-        future = named.submit(**resolve(call.arguments), runtime=runtime, label=call.label)
+        arguments = {
+            name: Awaited(value.future) if isinstance(value, Submitted) else resolve(value)
+            for name, value in call.arguments.items()
+        }
+        future = named.submit(**arguments, runtime=runtime, label=call.label)
         return Submitted(future, tuple(submitted_in(call.arguments)))
 
     def _obtain(self, arguments: dict[str, Any], runtime: Runtime, label: str) -> tuple[R, bool]:

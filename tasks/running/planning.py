@@ -46,6 +46,16 @@ class Submitted:
 
 
 @dataclass(frozen=True)
+class Awaited:
+    """An argument that Prefect waits for, in a wrap: of a bare future it asks its server, before it waits.
+
+    Where that doesn't answer, each task would try for a minute, and then fail.
+    """
+
+    value: Any  # Any: Prefect's future; in the task, what became of it
+
+
+@dataclass(frozen=True)
 class Planned:
     """One artifact that a run would need. `cached_bytes` is None when it has to be computed."""
 
