@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from flows.cli.exits import FAILED
 from flows.cli.guard import guarded
 from tasks.artifacts import Runtime
 
@@ -66,7 +67,7 @@ def quiet_libraries(*, verbose: bool) -> None:
 
 def launch(flow: Any, *arguments: Any, runtime: Runtime, **keywords: Any) -> Any:  # Any: a flow's signature is its own
     """What the flow returns. Raises what it failed with."""
-    with _ends_when_told(), _heard_by_the_server(), guarded():
+    with _ends_when_told(), _heard_by_the_server(), _ends_without_a_server(), guarded():
         state = flow(*arguments, runtime=runtime, return_state=True, **keywords)
     value = state.result(raise_on_failure=False)
     if isinstance(value, BaseException):
@@ -88,6 +89,27 @@ def _heard_by_the_server() -> Iterator[None]:
         return
     with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_SECONDS}):
         yield
+
+
+@contextlib.contextmanager
+def _ends_without_a_server() -> Iterator[None]:
+    """Raises `ConnectionError` when a run can't tell its server how it ended; then the process ends within seconds.
+
+    Steps go on without a server. At the end Prefect would take seconds for each of their events to give it up.
+    """
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.execution import end_process_after
+
+    try:
+        yield
+    except httpx.TransportError as error:  # not of a step: those are in the run's state
+        end_process_after(_GRACE_SECONDS, FAILED)
+        raise ConnectionError(
+            f"expected Prefect's server {PREFECT_API_URL.value()} to hear how the run ended, found no answer "
+            f"({error}); what is done is kept: start the server, and the same command goes on"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # they import what reads the environment
     from tests.drills.lanes import Lane
     from tests.drills.workload import Workload
 
-LANES = (("kill", "concurrency"), ("corruption", "disk", "restart", "soak"), ("storage", "clock"))
-"""What is held side by side: the first two compute, the last mostly waits."""
+LANES = (("kill", "concurrency"), ("corruption", "disk", "soak"), ("storage",), ("restart", "clock"))
+"""What is held side by side: the first two compute, the others mostly wait."""
 DRILLS = tuple(name for lane in LANES for name in lane)
 WITH_FLOWS = {"kill", "corruption", "disk", "restart", "soak"}
 QUIET = {  # set before anything is imported that reads them

@@ -33,7 +33,8 @@ def drill(workload: Workload, short: bool) -> Iterator[Outcome]:
             outcome.blame([f"expected {2 * outcome.trials} completed runs on the server, found {states}"])
         yield outcome
         if not short:
-            outcome = Outcome("restart: Prefect's server is gone for good")
+            # Prefect tries to tell how a run ended for a minute, and then that this failed
+            outcome = Outcome("restart: Prefect's server is gone for good", limit=240.0)
             _interrupt(workload, server, "extract", None, outcome)
             yield outcome
 
