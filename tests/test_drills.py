@@ -129,6 +129,17 @@ def test_a_broken_answer_is_an_error_for_the_client_and_only_so_often(line: Line
     assert line.injected == 2
 
 
+def test_a_server_dies_with_half_of_its_answer_sent_or_all_of_it(line: Line) -> None:
+    deaths: list[str] = []
+    line.outage = lambda: deaths.append("killed")
+    line.break_with(Fault("server dies"))
+    with pytest.raises((OSError, http.client.HTTPException)):
+        get(line)
+    line.break_with(Fault("server dies afterwards"))
+    assert get(line) == BODY
+    assert deaths == ["killed", "killed"]
+
+
 def test_a_wrong_byte_is_one_byte(line: Line) -> None:
     line.break_with(Fault("wrong byte"))
     found = get(line)
