@@ -26,7 +26,7 @@ class Fault:
     client hears nothing. answer: the proxy answers with `status` and the S3 error `code`, or with `body`. black hole:
     silence until the time is over, then a reset. cut: the header promises all, half of the body comes. wrong byte: in
     the answer's body. wrong byte sent: in the request's. server dies: by the line's `outage`, with half of the
-    request's body sent, or half of the answer passed on. server dies afterwards: once all of the answer is passed on.
+    request's body sent, or half of the answer passed on. server dies afterwards: once it has answered in full.
     """
 
     kind: FaultKind
@@ -118,10 +118,11 @@ async def _handle(line: Line, reader: asyncio.StreamReader, writer: asyncio.Stre
             writer.write(await _ask_halfway(line, head, body))
         elif kind not in ("reset", "black hole"):
             sent = _with_a_wrong_byte(body) if kind == "wrong byte sent" and body else body
-            writer.write(_spoil(kind, await _ask(line, head, sent)))
+            answer = await _ask(line, head, sent)
+            if kind == "server dies afterwards":
+                await asyncio.to_thread(line.outage)
+            writer.write(_spoil(kind, answer))
             await writer.drain()
-        if kind == "server dies afterwards":
-            await asyncio.to_thread(line.outage)
         if kind in ("reset in the answer", "server dies"):
             await asyncio.sleep(0.05)  # half of the answer shall arrive before the reset
         if kind in ("reset", "black hole", "lost answer", "reset in the answer", "server dies"):
@@ -137,12 +138,13 @@ async def _ask(line: Line, head: bytes, body: bytes) -> bytes:
 
 
 async def _ask_halfway(line: Line, head: bytes, body: bytes) -> bytes:
-    """Half of what had come of the answer when the server died; nothing, where it died at half of the request."""
+    """An answer with half of the body that had come when the server died; none if that was at half of the request."""
     reader, writer = await _send(line, head, body[: len(body) // 2])
-    answer = b"" if body else await reader.read(1 << 16)
+    begun = b"" if body else await reader.readuntil(b"\r\n\r\n")
+    come = b"" if body else await reader.read(1 << 16)
     await asyncio.to_thread(line.outage)
     writer.close()
-    return answer[: len(answer) // 2]
+    return begun + come[: len(come) // 2]
 
 
 async def _send(line: Line, head: bytes, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
