@@ -39,7 +39,6 @@ from tasks.models.trust import trusting_code
 from tasks.running.environment import environment
 from tasks.running.job import Job, Output, find_or_claim
 from tasks.running.planning import (
-    Awaited,
     Done,
     Future,
     Planned,
@@ -52,6 +51,8 @@ from tasks.running.planning import (
     resolve,
     settle,
     submitted_in,
+    unwrap,
+    wrap,
 )
 from tasks.running.progress import Event, tell
 from tasks.running.slots import device_place
@@ -157,10 +158,7 @@ class Step(Generic[R]):
 
     def _as_prefect_task(self) -> Callable[..., Any]:
         def run(*args: Any, runtime: Runtime, label: str, **kwargs: Any) -> Any:
-            arguments = {
-                name: value.value if isinstance(value, Awaited) else value
-                for name, value in self._semantic(args, kwargs).items()
-            }
+            arguments = {name: unwrap(value) for name, value in self._semantic(args, kwargs).items()}
             ref, was_cached = self._obtain(arguments, runtime, label)
             if was_cached:
                 return Completed(name="Cached", message=f"found {ref.address}", data=ref)
@@ -210,10 +208,7 @@ class Step(Generic[R]):
 
     def _start(self, call: _Call, runtime: Runtime) -> Future:
         named = self._task.with_options(name=call.label)  # until it starts Prefect has no other name for it
-        arguments = {
-            name: Awaited(value.future) if isinstance(value, Submitted) else resolve(value)
-            for name, value in call.arguments.items()
-        }
+        arguments = {name: wrap(value) for name, value in call.arguments.items()}
         future = named.submit(**arguments, runtime=runtime, label=call.label)
         return Submitted(future, tuple(submitted_in(call.arguments)))
 

@@ -46,16 +46,6 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Awaited:
-    """An argument that Prefect waits for, in a wrap: of a bare future it asks its server, before it waits.
-
-    Where that doesn't answer, each task would try for a minute, and then fail.
-    """
-
-    value: Any  # Any: Prefect's future; in the task, what became of it
-
-
-@dataclass(frozen=True)
 class Planned:
     """One artifact that a run would need. `cached_bytes` is None when it has to be computed."""
 
@@ -66,6 +56,7 @@ class Planned:
 
 
 _PARALLEL_LOOKS = 16
+_AWAITED = "awaited"
 T = TypeVar("T")
 U = TypeVar("U")
 _plan: ContextVar[list[Planned] | None] = ContextVar("plan", default=None)
@@ -111,6 +102,20 @@ def resolve(value: Any) -> Any:  # Any: a step's arguments, whatever they are
     if isinstance(value, list | tuple):
         return [resolve(item) for item in value]
     return value
+
+
+def wrap(value: Any) -> Any:  # Any: a step's argument, whatever it is
+    """The value with Prefect's futures for ours, and never a bare one.
+
+    Before it waits for a bare future Prefect asks its server of it; where that doesn't answer, each task would try for
+    a minute and then fail. Within a dictionary, which all task runners look into, it only waits.
+    """
+    return {_AWAITED: value.future} if isinstance(value, Submitted) else resolve(value)
+
+
+def unwrap(value: Any) -> Any:  # Any: a step's argument, whatever it is
+    """What `wrap` was given, once Prefect has waited for it."""
+    return value[_AWAITED] if isinstance(value, dict) and value.keys() == {_AWAITED} else value
 
 
 def submitted_in(value: Any) -> Iterator[Submitted]:  # Any: a step's arguments, whatever they are
