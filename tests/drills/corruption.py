@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts import StoreError
+from tasks.artifacts import Manifest, StoreError
 from tasks.library.lineage import RUNS, Library, runs
 from tasks.storage.store import MANIFEST, Store
 from tests.drills.outcome import Outcome
@@ -147,7 +147,7 @@ def meet_damage(workload: Workload, root: Path, chance: random.Random, steps: tu
     for step in steps:
         for damage in DAMAGES[:2] if step != "fuse" else DAMAGES:
             library = Library.load(Store(str(root)))
-            manifest = chance.choice([m for m in library.manifests.values() if m.step == step])
+            manifest = chance.choice([m for m in library.manifests.values() if m.step == step and _trains(library, m)])
             store = Store(str(root))
             for ref in library.descendants(manifest.ref):
                 store.withdraw(library.manifests[ref.address])
@@ -160,6 +160,11 @@ def meet_damage(workload: Workload, root: Path, chance: random.Random, steps: tu
             outcome.blame(f"{damage.name} {step}: {why}" for why in _answer(workload, root, step))
             outcome.recovered(_recompute(workload, root, outcome))
     return outcome
+
+
+def _trains(library: Library, manifest: Manifest) -> bool:
+    """Whether the training is made from it: from the held-out text it isn't."""
+    return any(ref.step == "train" for ref in library.descendants(manifest.ref))
 
 
 def _answer(workload: Workload, root: Path, step: str) -> Iterator[str]:
