@@ -28,7 +28,7 @@ e2e: $(VENV)/installed           ## a browser, Postgres, an S3 server, workers: 
 test-slow: $(VENV)/installed     ## what takes a minute or more: servers, many processes, whole comparisons
 	$(BIN)/pytest -m slow --ignore tests/e2e
 
-drills: $(VENV)/installed        ## kills, broken lines, full disks, damage, crowds (15 minutes); DRILLS="kill --short" runs one
+drills: $(VENV)/installed        ## kills, broken lines, full disks, damage, crowds (9 minutes); DRILLS="kill --short" runs one
 	$(BIN)/python -m tests.drills $(DRILLS)
 
 check: $(VENV)/installed         ## format, lint, types, layers, step versions, infra, known vulnerabilities
