@@ -31,6 +31,7 @@ _LOGIN = re.compile(r"(?<=://)" + _login(r"\s"))
 _LOGIN_IN_WORDS = re.compile(r"(?<=://)" + _login(r"\s'\""))
 _SIGNED = (
     r"password|x-amz-signature|x-amz-credential|x-amz-security-token|signature|sig|token|access_token|awsaccesskeyid"
+    r"|api_?key|key"
 )
 _QUERY = re.compile(rf"(?<=[?&])((?:{_SIGNED})=)[^&;\s'\"]+", re.IGNORECASE)
 _TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
@@ -79,7 +80,7 @@ def _values() -> list[str]:
         if _OPEN_VARIABLE.search(name.upper()):
             continue
         if _VARIABLE.search(name.upper()):
-            found.add(value)
+            found.add(value.strip())  # files of secrets end in a line break
         elif _URL_VARIABLE.search(name.upper()):
             found |= _passwords(value)
     return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.artifacts import Manifest, Ref, ShardRef
+from tasks.secrets import refuse_credentials
 
 Json = dict[str, Any]  # Any: plain JSON
 
@@ -98,10 +99,15 @@ def send_events(events: Iterable[Json], url: str, key: str | None = None) -> int
     Events name their runs by what was made, so sending them again tells nothing new.
 
     Raises:
+        ValueError: the address holds a secret, or the key what no header can.
         ConnectionError: the endpoint can't be reached, or refuses an event.
     """
     import httpx
 
+    refuse_credentials(url)
+    key = (key or "").strip()  # files of secrets end in a line break
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("OPENLINEAGE_API_KEY: expected printable ASCII characters, found others; set it anew")
     sent = 0
     with httpx.Client(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=_SECONDS) as client:
         for event in events:

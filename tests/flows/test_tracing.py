@@ -129,7 +129,7 @@ def test_openlineage_events_are_sent_to_an_endpoint(
 ) -> None:
     url = f"http://127.0.0.1:{endpoint.server_port}/api/v1/lineage"
     words = ("lineage", models[0].address, "--export", "openlineage", "--root", bench.runtime.root)
-    monkeypatch.setenv("OPENLINEAGE_API_KEY", "opener")
+    monkeypatch.setenv("OPENLINEAGE_API_KEY", "opener\n")  # as a mounted file has it
     called = cli(*words, "-o", url)
     assert called.code == 0, called.err
     assert endpoint.taken == [json.loads(line) for line in cli(*words).out.splitlines()]
@@ -156,3 +156,21 @@ def test_an_endpoint_takes_no_prov(cli: Cli, bench: Bench, models: list[ModelRef
     called = cli(*words)
     assert (called.code, called.err.count("\n")) == (2, 1)
     assert "endpoints take --export openlineage" in called.err
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("http://127.0.0.1:1/?api_key=canary-in-address", ""),
+        ("http://127.0.0.1:1/", "canary\nkey"),
+        ("http://h/", "canàry"),
+    ],
+)
+def test_no_secret_is_sent_where_it_shows_nor_shown_where_it_cannot_be_sent(
+    cli: Cli, bench: Bench, models: list[ModelRef], monkeypatch: pytest.MonkeyPatch, address: str, key: str
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE_API_KEY", key)
+    words = ("lineage", models[0].address, "--export", "openlineage", "--root", bench.runtime.root)
+    called = cli(*words, "-o", address)
+    assert (called.code, called.err.count("\n")) == (2, 1)
+    assert "can" not in called.err.replace("cannot", "")
