@@ -6,35 +6,34 @@ templates put around it (`tasks.engines.encoding`).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.corpora.documents import Document, text_id
 
 Message = Mapping[str, Any]  # Any: what templates read differs: content, tool calls and their arguments
 
+_READ_BY_TEMPLATES = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+_MAX_DEPTH = 32
 
-def read_conversation(messages: list[Any], domain: str) -> Document:
-    """The document that a list of messages is; its id is a digest of all of them, fields that are null left out.
 
-    Raises `ValueError` unless each message has a role and, as its content, text or nothing.
+def read_conversation(messages: list[Any], domain: str, *, padded: bool = False) -> Document:
+    """The document that a list of messages is; its id is a digest of all that templates read of them.
+
+    Other fields are left out, and those that are null; the older `function_call` becomes one of `tool_calls`.
+
+    padded: the messages come from a table, where every field is in every row: what is null within a field was never
+        there. Elsewhere it is what somebody wrote, such as an argument of a tool.
+
+    Raises `ValueError` unless each message has a role and, as its content, text or nothing, and is what JSON can say.
     """
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(
-                f"expected messages with a role each, found message {number} without; mend or remove the row"
-            )
-        if not isinstance(message.get("content"), str | None):
-            raise ValueError(
-                f"expected text as the content of message {number}, found {type(message['content']).__name__}; remove "
-                "rows with anything but text"
-            )
-    kept = json.dumps(_without_nulls(messages), ensure_ascii=False, sort_keys=True)
-    text = "".join(messages[number]["content"] for number in find_turns(messages))
+    read = [_read_message(message, number, padded) for number, message in enumerate(messages)]
+    kept = json.dumps(read, ensure_ascii=False, sort_keys=True)
+    text = "".join(read[number]["content"] for number in find_turns(read))
     return Document(text_id(kept), text, domain, messages=kept)
 
 
-def find_turns(messages: list[Message]) -> list[int]:
+def find_turns(messages: Sequence[Message]) -> list[int]:
     """Which of the messages are text: the assistant's that say something and call no tools."""
     return [
         number
@@ -48,16 +47,45 @@ def all_words(document: Document) -> str:
     return "\n".join(_leaves(json.loads(document.messages))) if document.messages else document.text
 
 
-def _without_nulls(value: Any) -> Any:
-    """The same without fields that are null: a column of Parquet has every field in every row."""
+def _read_message(message: Any, number: int, padded: bool) -> dict[str, Any]:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"expected messages with a role each, found message {number} without; mend or remove the row")
+    if not isinstance(message.get("content"), str | None):
+        raise ValueError(
+            f"expected text as the content of message {number}, found {type(message['content']).__name__}; remove "
+            "rows with anything but text"
+        )
+    read = {
+        name: _copy(message[name], f"{name} of message {number}", padded)
+        for name in (*_READ_BY_TEMPLATES, "function_call")
+        if message.get(name) is not None
+    }
+    call = read.pop("function_call", None)
+    if call and not read.get("tool_calls"):
+        read["tool_calls"] = [{"type": "function", "function": call}]
+    return read
+
+
+def _copy(value: Any, where: str, padded: bool, depth: int = 0) -> Any:
+    """The same, where JSON can say it, without fields that are null if they may be padding."""
+    if not isinstance(value, dict | list | str | int | float | None):
+        raise ValueError(
+            f"expected text, numbers, lists and objects as the {where}, found {type(value).__name__}; mend or remove "
+            "the row"
+        )
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"expected at most {_MAX_DEPTH} levels in the {where}, found more; mend or remove the row")
+    if isinstance(value, list):
+        return [_copy(item, where, padded, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        kept = {name: item for name, item in value.items() if not padded or item is not None}
+        return {name: _copy(item, where, padded, depth + 1) for name, item in kept.items()}
+    return value
 
 
 def _leaves(value: Any) -> Iterator[str]:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _leaves(item)
-    else:
+    elif value is not None:
         yield str(value)

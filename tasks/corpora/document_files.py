@@ -110,6 +110,11 @@ def _read_jsonl(path: str) -> Iterator[Row]:
                 raise ValueError(
                     f"{place}: expected a JSON object per line (jsonl), found {error.msg} at column {error.colno}"
                 ) from error
+            except RecursionError as error:
+                raise ValueError(
+                    f"{place}: expected a JSON object per line (jsonl), found one nested too deep to be read; mend or "
+                    "remove it"
+                ) from error
             if not isinstance(row, dict):
                 raise ValueError(f"{place}: expected a JSON object per line (jsonl), found {type(row).__name__}")
             yield row

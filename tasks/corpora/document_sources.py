@@ -194,7 +194,7 @@ def _read_hub(source: HubDataset, commit: str) -> Iterator[Placed]:
     from datasets import load_dataset
 
     rows = load_dataset(source.id, source.config, split=source.split, revision=commit, streaming=True)
-    yield from _rows(f"{source.id} ({source.split})", rows, source.text_field, source.domain)
+    yield from _rows(f"{source.id} ({source.split})", rows, source.text_field, source.domain, padded=True)
 
 
 def _read_files(source: Files) -> Iterator[Placed]:
@@ -208,10 +208,12 @@ def _read_file(path: str, source: Files) -> Iterator[Placed]:
         yield path, Document(text_id(text), text, source.domain)
     else:
         rows = read_rows(path, source.format, (source.text_field,))
-        yield from _rows(path, rows, source.text_field, source.domain)
+        yield from _rows(path, rows, source.text_field, source.domain, padded=source.format == "parquet")
 
 
-def _rows(where: str, rows: Iterable[dict[str, object]], text_field: str, domain: str) -> Iterator[Placed]:
+def _rows(
+    where: str, rows: Iterable[dict[str, object]], text_field: str, domain: str, *, padded: bool
+) -> Iterator[Placed]:
     for number, row in enumerate(rows):
         place = f"{where}, row {number}"
         value = row.get(text_field)
@@ -222,7 +224,7 @@ def _rows(where: str, rows: Iterable[dict[str, object]], text_field: str, domain
             if isinstance(value, str):
                 document = Document(text_id(value), value, domain)
             else:
-                document = read_conversation(value, domain)
+                document = read_conversation(value, domain, padded=padded)
         except UnicodeEncodeError as error:  # JSON can write what UTF-8 can't
             raise ValueError(
                 f"{place}: expected text that UTF-8 can hold, found a lone surrogate "

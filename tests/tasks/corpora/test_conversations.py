@@ -1,6 +1,7 @@
 """Conversations become documents: what of them is text, what they are known by, and what is left out."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tasks.corpora.overlap import Decontamination, ExactDuplicates
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.storage.store import open_store
 
-CHAT = [
+CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "the dog?"},
     {"role": "assistant", "content": "quick\n"},
@@ -54,6 +55,31 @@ def test_a_conversation_is_known_by_all_its_messages_and_null_is_nothing() -> No
     assert one.id != read_conversation([{**CHAT[0], "content": "Be long."}, *CHAT[1:]], "chat").id
 
 
+def test_only_what_templates_read_is_kept_and_known() -> None:
+    odd = [{**m, "timestamp": datetime(2024, 1, 1, tzinfo=UTC), "weight": 1} for m in CHAT]
+    assert read_conversation(odd, "chat") == read_conversation(CHAT, "chat")
+
+
+def test_null_within_a_field_is_said_in_jsonl_and_padding_in_a_table() -> None:
+    limited, free = (
+        [{"role": "assistant", "tool_calls": [{"name": "find", "arguments": arguments}]}, CHAT[2]]
+        for arguments in ({"limit": None}, {})
+    )
+    assert read_conversation(limited, "chat").id != read_conversation(free, "chat").id
+    assert json.loads(read_conversation(limited, "chat").messages) == limited
+    assert read_conversation(limited, "chat", padded=True) == read_conversation(free, "chat", padded=True)
+
+
+def test_the_older_form_of_a_tool_call_is_one_and_no_text() -> None:
+    call = {"name": "sum", "arguments": "{}"}
+    older = [CHAT[1], {"role": "assistant", "content": "I call.", "function_call": call}, CHAT[6]]
+    newer = [CHAT[1], {**CHAT[5], "tool_calls": [{"type": "function", "function": call}]}, CHAT[6]]
+    assert read_conversation(older, "chat") == read_conversation(newer, "chat")
+    assert read_conversation(older, "chat").text == "It is three."
+    absent = [{**m, "function_call": {"name": None}} for m in CHAT]
+    assert read_conversation(absent, "chat", padded=True) == read_conversation(CHAT, "chat", padded=True)
+
+
 def test_jsonl_and_parquet_give_the_same_conversations(tmp_path: Path) -> None:
     documents, facts = _build(tmp_path, [CHAT, CHAT[:3]])
     pq.write_table(pa.Table.from_pylist([{"talk": CHAT}, {"talk": CHAT[:3]}]), tmp_path / "chats.parquet")
@@ -86,6 +112,13 @@ def test_held_out_text_is_found_wherever_somebody_says_it(tmp_path: Path) -> Non
     assert len(documents) == facts["held_out"] == 1
 
 
+def _nested(levels: int) -> list[dict[str, Any]]:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return [{"role": "assistant", "tool_calls": value}, CHAT[2]]
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
@@ -93,6 +126,8 @@ def test_held_out_text_is_found_wherever_somebody_says_it(tmp_path: Path) -> Non
         ([CHAT[0], {"content": "no role"}], "expected messages with a role each, found message 1 without"),
         ([{"role": "user", "content": [{"type": "image"}]}], "expected text as the content of message 0, found list"),
         ([{"role": "user", "content": "\ud800"}], r"expected text that UTF-8 can hold, found a lone surrogate U\+D800"),
+        (_nested(40), "expected at most 32 levels in the tool_calls of message 0, found more; mend or remove the row"),
+        (_nested(495), "expected at most 32 levels in the tool_calls of message 0, found more; mend or remove the row"),
         (CHAT[:2], "expected a document of two characters or more, found 0"),
         ({"role": "user"}, "expected text in column 'messages', found dict; set text_field"),
     ],
@@ -100,3 +135,13 @@ def test_held_out_text_is_found_wherever_somebody_says_it(tmp_path: Path) -> Non
 def test_what_is_no_conversation_is_refused_with_its_row(tmp_path: Path, value: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=rf"chats\.jsonl, row 0.*: {sentence}"):
         _build(tmp_path, [value])
+
+
+def test_what_json_cannot_say_is_refused_with_its_row(tmp_path: Path) -> None:
+    chat = [{"role": "assistant", "tool_calls": [{"name": "at", "arguments": {"of": datetime(2024, 1, 1)}}]}, CHAT[2]]
+    pq.write_table(pa.Table.from_pylist([{"text": chat}]), tmp_path / "chats.parquet")
+    source = Files(paths=(f"{tmp_path}/chats.parquet",), format="parquet")
+    with pytest.raises(
+        ValueError, match=r"chats\.parquet, row 0.*: expected text, numbers, .* tool_calls of message 0, found datetime"
+    ):
+        build_corpus.fn(CorpusSpec(documents=(source,)), [], runtime=Runtime(root=str(tmp_path / "store")))

@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tasks.artifacts import Runtime
 from tasks.corpora import document_files
-from tasks.corpora.document_files import content_mark, expand_paths
+from tasks.corpora.document_files import content_mark, expand_paths, read_rows
 from tasks.corpora.document_sources import DocumentSource, Files, pin_sources, read_sources, unchanged_files
 from tasks.corpora.overlap import Decontamination
 from tasks.corpus import CorpusSpec, build_corpus, pin_documents
@@ -147,3 +147,9 @@ def test_a_file_is_read_once_for_its_mark_until_it_changes(
 def test_a_file_touched_a_moment_ago_is_read_again(texts: Path, opened: list[str]) -> None:
     assert content_mark(str(texts / "a")) == content_mark(str(texts / "a")) != content_mark(str(texts / "b"))
     assert opened == ["a", "a", "b"]
+
+
+def test_a_line_nested_too_deep_to_be_read_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text('{"text": "fine"}\n{"text": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
+    with pytest.raises(ValueError, match=r"deep\.jsonl, line 2: expected .* found one nested too deep"):
+        list(read_rows(str(tmp_path / "deep.jsonl"), "jsonl", ("text",)))
