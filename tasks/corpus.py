@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from fusion_core.spec import Spec
 from tasks.artifacts import CorpusRef, Runtime, ShardRef, TextsRef
-from tasks.corpora.conversations import all_words
+from tasks.corpora.conversations import all_words, exchange
 from tasks.corpora.document_sources import (
     DocumentSource,
     Files,
@@ -197,10 +197,15 @@ class _Sieve:
             return "short"
         if document.messages and document.num_bytes > self._spec.max_bytes:
             return "too long"
-        words = all_words(document)
-        if self._held_out is not None and self._held_out.contains(words):
-            return "held out"
-        return "duplicate" if self._seen is not None and self._seen.has(words) else None
+        if self._held_out is not None:
+            said = {document.text, exchange(document), all_words(document)}
+            if any(self._held_out.contains(words) for words in said):
+                return "held out"
+        if self._seen is None:
+            return None
+        is_near = isinstance(self._spec.duplicates, NearDuplicates)
+        compared = exchange(document) if is_near else document.messages or document.text
+        return "duplicate" if self._seen.has(compared) else None
 
 
 def _held_out_texts(
@@ -212,12 +217,12 @@ def _held_out_texts(
     text = ""
     for shard in shards:
         for piece in read_documents(store, shard):
-            text += piece.text
+            text += exchange(piece)
             if piece.final:
                 yield text
                 text = ""
     for source in read_sources(_against(spec), (), store, pins.get("against", {})):
-        yield from (document.text for _, document in source)
+        yield from (exchange(document) for _, document in source)
 
 
 def _against(spec: CorpusSpec) -> tuple[Files | HubDataset, ...]:

@@ -42,9 +42,23 @@ def find_turns(messages: Sequence[Message]) -> list[int]:
     ]
 
 
+def exchange(document: Document) -> str:
+    """What user and assistant say in a conversation, without what many share, such as the system's message.
+
+    Of a plain document its text.
+    """
+    if not document.messages:
+        return document.text
+    messages = json.loads(document.messages)
+    return "\n".join(m["content"] for m in messages if m["role"] in ("user", "assistant") and m.get("content"))
+
+
 def all_words(document: Document) -> str:
-    """What everybody in a document says, a line per role, content, name or argument; a plain document's text."""
-    return "\n".join(_leaves(json.loads(document.messages))) if document.messages else document.text
+    """What everybody in a document says, a line per content, name or argument; a plain document's text."""
+    if not document.messages:
+        return document.text
+    messages = json.loads(document.messages)
+    return "\n".join(_leaves([{**message, "role": None} for message in messages]))
 
 
 def _read_message(message: Any, number: int, padded: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Conversations become documents: what of them is text, what they are known by, and what is left out."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Runtime
+from tasks.artifacts import Runtime, ShardRef
 from tasks.corpora.conversations import all_words, read_conversation
 from tasks.corpora.documents import Document, read_documents, shards_of
-from tasks.corpora.overlap import Decontamination, ExactDuplicates
+from tasks.corpora.overlap import Decontamination, ExactDuplicates, NearDuplicates
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.storage.store import open_store
 
@@ -27,12 +28,14 @@ CHAT: list[dict[str, Any]] = [
 ]
 
 
-def _build(folder: Path, rows: list[Any], **choices: Any) -> tuple[list[Document], dict[str, Any]]:
+def _build(
+    folder: Path, rows: list[Any], held_out: Sequence[ShardRef] = (), **choices: Any
+) -> tuple[list[Document], dict[str, Any]]:
     """The corpus of these rows, a column `messages` each, and what its manifest says."""
     (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     source = Files(paths=(f"{folder}/chats.jsonl",), format="jsonl", text_field="messages")
     runtime = Runtime(root=str(folder / "store"))
-    corpus = build_corpus.fn(CorpusSpec(documents=(source,), **choices), [], runtime=runtime)
+    corpus = build_corpus.fn(CorpusSpec(documents=(source,), **choices), [], held_out, runtime=runtime)
     store = open_store(runtime)
     manifest = store.manifest(corpus)
     assert manifest is not None
@@ -47,6 +50,7 @@ def test_every_word_of_anybody_counts_for_what_is_left_out() -> None:
     said = all_words(read_conversation(CHAT, "chat")).split("\n")
     for words in ("Be brief.", "the dog?", "quick", "one two", "sum", "3", "I call.", "It is three."):
         assert words in said
+    assert "user" not in said
 
 
 def test_a_conversation_is_known_by_all_its_messages_and_null_is_nothing() -> None:
@@ -102,6 +106,44 @@ def test_conversations_that_differ_in_a_question_alone_are_no_duplicates(tmp_pat
     documents, facts = _build(tmp_path, [CHAT, other, CHAT], duplicates=ExactDuplicates())
     assert len(documents) == 2
     assert facts["duplicates"] == 1
+
+
+def test_conversations_that_share_a_system_message_alone_are_no_near_duplicates(tmp_path: Path) -> None:
+    system = {"role": "system", "content": " ".join(f"rule{number}" for number in range(300))}
+    asked = ["what is two plus two in words", "name one long river in Egypt", "what is two plus two in words"]
+    rows = [[system, {"role": "user", "content": question}, CHAT[6]] for question in asked]
+    rows[2][0] = CHAT[0]
+    documents, facts = _build(tmp_path, rows, duplicates=NearDuplicates(), max_bytes=4096)
+    assert [document.text for document in documents] == ["It is three."] * 2
+    assert facts["duplicates"] == 1
+    assert _build(tmp_path, rows, duplicates=ExactDuplicates(), max_bytes=4096)[1]["duplicates"] == 0
+
+
+@pytest.mark.parametrize("where", ["evaluation", "against"])
+def test_a_held_out_conversation_is_left_out_and_what_it_shares_with_others_is_not(tmp_path: Path, where: str) -> None:
+    system = {"role": "system", "content": " ".join(f"rule{number}" for number in range(20))}
+    long, short = {"role": "user", "content": "dog " * 20}, {"role": "user", "content": "the cat?"}
+    (tmp_path / "held.jsonl").write_text(
+        "".join(json.dumps({"text": [system, m, CHAT[6]]}) + "\n" for m in (long, short))
+    )
+    held = Files(paths=(f"{tmp_path}/held.jsonl",), format="jsonl")
+    runtime = Runtime(root=str(tmp_path / "store"))
+    evaluation = build_corpus.fn(CorpusSpec(documents=(held,)), [], runtime=runtime)
+    shards, against = (shards_of(evaluation, runtime), ()) if where == "evaluation" else ([], (held,))
+    other = [system, CHAT[1], CHAT[6]]
+    rows = [[system, long, CHAT[6]], [system, short, CHAT[6]], [long, CHAT[2]], [short, CHAT[6]], other]
+    documents, facts = _build(tmp_path, rows, shards, decontamination=Decontamination(against=against))
+    assert [json.loads(document.messages) for document in documents] == [other]
+    assert (facts["documents"], facts["held_out"]) == (1, 4)
+
+
+def test_what_the_assistant_says_is_looked_for_by_itself(tmp_path: Path) -> None:
+    answer = "the quick brown dog jumps over the lazy fox today"
+    (tmp_path / "held.txt").write_text(answer)
+    rule = Decontamination(max_overlap=0.5, against=(Files(paths=(f"{tmp_path}/held.txt",)),))
+    chat = [{"role": "user", "content": "cat " * 20}, {"role": "assistant", "content": answer}]
+    documents, facts = _build(tmp_path, [CHAT, chat], decontamination=rule)
+    assert len(documents) == facts["held_out"] == 1
 
 
 def test_held_out_text_is_found_wherever_somebody_says_it(tmp_path: Path) -> None:
