@@ -114,7 +114,7 @@ def test_conversations_that_share_a_system_message_alone_are_no_near_duplicates(
     rows = [[system, {"role": "user", "content": question}, CHAT[6]] for question in asked]
     rows[2][0] = CHAT[0]
     documents, facts = _build(tmp_path, rows, duplicates=NearDuplicates(), max_bytes=4096)
-    assert [document.text for document in documents] == ["It is three."] * 2
+    assert [json.loads(document.messages) for document in documents] == rows[:2]
     assert facts["duplicates"] == 1
     assert _build(tmp_path, rows, duplicates=ExactDuplicates(), max_bytes=4096)[1]["duplicates"] == 0
 
