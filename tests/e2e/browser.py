@@ -6,33 +6,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Page, expect, sync_playwright
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+SHOTS = Path(__file__).parents[2] / "build" / "e2e"
 PATIENCE = 30_000  # milliseconds until a page shows what it must, on two busy cores
 
 
-def find_chromium() -> str | None:
-    """The program, if there is one."""
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; where there is none, the test says so and skips."""
+    programs = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    if (program := next(programs, None)) is None:
+        pytest.skip("no Chromium on this machine: `make e2e` as root installs it on Debian, or apt install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 @contextlib.contextmanager
-def browser(program: str, url: str, shots: Path) -> Iterator["Visitor"]:
-    """A browser with one page open; screenshots of earlier ones are removed."""
+def visiting(url: str, shots: Path) -> Iterator["Visitor"]:
+    """Somebody at a Prefect server's pages; screenshots of earlier visits are removed."""
     shots.mkdir(parents=True, exist_ok=True)
     for old in shots.glob("*.png"):
         old.unlink()
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1500, "height": 1200})
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1500, "height": 1200})
         page.set_default_timeout(PATIENCE)
         expect.set_options(timeout=PATIENCE)
-        try:
-            yield Visitor(page, url, shots)
-        finally:
-            chromium.close()
+        yield Visitor(page, url, shots)
 
 
 @dataclass
@@ -78,6 +83,15 @@ class Visitor:
         """The run's page."""
         self.page.goto(f"{self.url}/runs/flow-run/{run_id}")
         self.page.get_by_text("Beginning flow run", exact=False).first.wait_for()
+
+    def ask_to_cancel(self, run_id: str) -> Locator:
+        """The last button to click: the run's page, Cancel, and the dialog that asks again."""
+        self.open_run(run_id)
+        self.page.get_by_role("button", name="Cancel", exact=True).first.click()
+        confirm = self.page.get_by_role("dialog").get_by_role("button", name="Confirm")
+        confirm.wait_for()
+        self.shoot("cancel")
+        return confirm
 
     def open_tab(self, name: str) -> None:
         """A tab of the run's page."""

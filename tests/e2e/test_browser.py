@@ -27,9 +27,8 @@ from tests.e2e.recipes import SHARDS, tiny_recipe
 pytest.importorskip("playwright", reason="pip install 'llm-fuse[e2e]' brings what drives the browser")
 from playwright.sync_api import expect
 
-from tests.e2e.browser import Visitor, browser, find_chromium
+from tests.e2e.browser import SHOTS, Visitor, visiting
 
-SHOTS = Path(__file__).parents[2] / "build" / "e2e"
 BROKEN = "extract teacher 003/004"
 
 
@@ -62,18 +61,15 @@ def team(
 
 
 @pytest.fixture(scope="module")
-def chromium(team: Team) -> Iterator[Visitor]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium on this machine: `make e2e` as root installs it on Debian, or apt install chromium")
-    with browser(program, team.server.url, SHOTS) as visitor:
+def desk(team: Team) -> Iterator[Visitor]:
+    with visiting(team.server.url, SHOTS) as visitor:
         yield visitor
 
 
 @pytest.fixture
-def visitor(chromium: Visitor) -> Iterator[Visitor]:
-    yield chromium
-    chromium.shoot("in-the-end")  # whatever failed, it is seen here
+def visitor(desk: Visitor) -> Iterator[Visitor]:
+    yield desk
+    desk.shoot("in-the-end")  # whatever failed, it is seen here
 
 
 def test_a_failed_shard_is_retried_from_the_browser(team: Team, visitor: Visitor) -> None:

@@ -1,4 +1,4 @@
-"""A run that is cancelled from the UI: its processes end, nothing half-made stays, the next goes on from there."""
+"""A run that is cancelled by a click: its processes end, nothing half-made stays, the next goes on from there."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +18,11 @@ from tests.conftest import ModelFactory
 from tests.e2e.machine import Server, up
 from tests.e2e.recipes import tiny_recipe
 
+pytest.importorskip("playwright", reason="pip install 'llm-fuse[e2e]' brings what drives the browser")
+from playwright.sync_api import expect
+
+from tests.e2e.browser import SHOTS, Visitor, visiting
+
 LIMIT_SECONDS = 10.0
 SLOT = "gpu-slots"
 
@@ -29,13 +34,19 @@ def server(place: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def visitor(server: Server) -> Iterator[Visitor]:
+    with visiting(server.url, SHOTS / "cancel") as visitor:
+        yield visitor
+
+
+@pytest.fixture(scope="module")
 def recipe(place: Path, tiny_llama: ModelFactory, tiny_neox: ModelFactory) -> dict[str, Any]:
     made = tiny_recipe(place / "texts", tiny_llama(), tiny_neox()).model_dump(mode="json")
     return made | {"evaluation": None, "training": made["training"] | {"epochs": 100}}  # half a minute of training
 
 
 def test_cancelling_stops_a_training_and_a_wait_for_its_slot(
-    server: Server, place: Path, recipe: dict[str, Any]
+    server: Server, visitor: Visitor, place: Path, recipe: dict[str, Any]
 ) -> None:
     root = place / "store"
     runtime = {"root": str(root), "device": "cpu", "device_slots": SLOT, "training": {"checkpoint_seconds": 1}}
@@ -49,10 +60,10 @@ def test_cancelling_stops_a_training_and_a_wait_for_its_slot(
     waiting = server.start("fuse-models/fuse", {**asked, "recipe": other})
     wait_until(lambda: f"train student fused: no slot of {SLOT} is free" in server.said(waiting))
     assert len(claims(root)) == 1
-    assert cancel(server, waiting) < LIMIT_SECONDS
+    assert cancel(visitor, server, waiting) < LIMIT_SECONDS
     assert any(is_training(process) for process in processes_of(run_id))
 
-    assert cancel(server, run_id) < LIMIT_SECONDS
+    assert cancel(visitor, server, run_id) < LIMIT_SECONDS
     assert claims(root) == []
     assert leftovers(root) == []
 
@@ -63,14 +74,16 @@ def test_cancelling_stops_a_training_and_a_wait_for_its_slot(
     assert leftovers(root) == []
 
 
-def cancel(server: Server, run_id: str) -> float:
-    """The seconds until the run is Cancelled and none of its processes is left. As the UI's button does it."""
+def cancel(visitor: Visitor, server: Server, run_id: str) -> float:
+    """The seconds from the click until none of the run's processes is left. Its page says Cancelled then."""
+    button = visitor.ask_to_cancel(run_id)
     clock = time.monotonic()
-    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    assert server.ask("POST", f"/flow_runs/{run_id}/set_state", state)["status"] == "ACCEPT"
+    button.click()
     wait_until(lambda: not processes_of(run_id))
     seconds = time.monotonic() - clock
     assert server.wait_for(run_id, 60) == "CANCELLED"
+    expect(visitor.page.get_by_text("Cancelled", exact=True).first).to_be_visible()
+    visitor.shoot("cancelled")
     return seconds
 
 

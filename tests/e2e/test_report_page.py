@@ -12,11 +12,10 @@ from tasks.storage.store import open_store
 from tests.tasks.report.conftest import build_run
 
 pytest.importorskip("playwright", reason="pip install 'llm-fuse[e2e]' brings what drives the browser")
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from tests.e2e.browser import find_chromium
+from tests.e2e.browser import SHOTS, chromium
 
-SHOTS = Path(__file__).parents[2] / "build" / "e2e"
 PHONE, DESK = {"width": 360, "height": 780}, {"width": 1280, "height": 900}
 
 
@@ -29,15 +28,10 @@ def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium on this machine: `make e2e` as root installs it on Debian, or apt install chromium")
+def browser() -> Iterator[Browser]:
     SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @dataclass
@@ -62,9 +56,9 @@ class Opened:
 
 
 @pytest.fixture
-def opened(chromium: Browser, report_file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
+def opened(browser: Browser, report_file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
     """The report, open; parametrized with what the browser's context is to be."""
-    context = chromium.new_context(**{"viewport": DESK, **getattr(request, "param", {})})
+    context = browser.new_context(**{"viewport": DESK, **getattr(request, "param", {})})
     opened = Opened(context.new_page())
     opened.page.on("console", lambda message: opened.said.append(message.text))
     opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
