@@ -55,8 +55,10 @@ class Declared:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of its form."""
-        return form_schema(self.flow)
+        """The JSON schema of its form. Quick run starts at once where nothing is required that isn't given."""
+        schema = form_schema(self.flow)
+        schema["required"] = [name for name in schema.get("required", ()) if name not in self.fields["parameters"]]
+        return schema
 
     @property
     def version(self) -> str:

@@ -85,3 +85,10 @@ def test_a_path_that_is_no_flow_is_refused(tmp_path: Path) -> None:
 def test_every_form_shows_its_choices_as_tabs(declared: dict[str, Declared]) -> None:
     for each in declared.values():
         assert '"oneOf"' not in json.dumps(each.schema), each.address  # Prefect's form makes an empty box of it
+
+
+def test_a_preset_asks_nothing_and_others_ask_what_they_lack(declared: dict[str, Declared]) -> None:
+    required = {name: each.schema["required"] for name, each in declared.items()}
+    assert required["quickstart"] == required["paper-7b"] == required["gc"] == []
+    assert required["fuse"] == ["recipe"]
+    assert set(required["extract-source"]) == {"recipe", "source"}
