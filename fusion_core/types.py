@@ -14,7 +14,7 @@ Conventions, once for the whole package (METHOD: "positions and rows"):
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _ROUNDING = 0.01
@@ -166,6 +166,20 @@ class Scored:
 
     def __post_init__(self) -> None:
         _check_lengths("token", len(self.tokens.ids), rows=self.dist.num_rows, nll=len(self.nll))
+
+    @property
+    def wanted(self) -> Bool[Tensor, "tokens"]:
+        """Which rows a teacher is wanted for: all of plain documents, of conversations those whose label is text.
+
+        The others of a conversation are absent and have no nll. All rows of a document that couldn't be read are like
+        that, and all are wanted: nothing tells which are text.
+        """
+        hidden, doc, docs = self.nll.isnan() & ~self.dist.present, self.tokens.doc_of_token, self.tokens.num_docs
+        labelled = torch.zeros_like(hidden)
+        labelled[:-1] = doc.diff() == 0  # the last row may be hidden in a plain document too
+        was_read = torch.bincount(doc[~hidden], minlength=docs) > 0
+        hides = torch.bincount(doc[hidden & labelled], minlength=docs) > 0
+        return ~(hidden & (was_read & hides)[doc])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion_core.alignment import ByteBoundary
+from fusion_core.alignment import AlignmentStrategy, ByteBoundary, ExactDTW, MinEditDTW
 from fusion_core.distributions import TopK
 from fusion_core.fusion import MinCE
 from fusion_core.objective import IGNORED_LABEL
@@ -157,9 +157,20 @@ def test_the_teacher_is_what_a_walk_over_the_shared_bytes_defines(made: Made, ta
     assert taught > 10
 
 
-def test_no_refinement_of_the_alignment_fills_a_row_outside_the_text(made: Made) -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ByteBoundary(),
+        ByteBoundary(cover=2, lookahead=4, bridge=True),
+        ExactDTW(),
+        MinEditDTW(first_marker=True),
+        MinEditDTW(unmatched="label"),
+        MinEditDTW(reference=True),
+    ],
+    ids=repr,
+)
+def test_no_alignment_fills_a_row_outside_the_text(made: Made, strategy: AlignmentStrategy) -> None:
     maps = map_vocab.fn(made.source, made.target, Canonical(), runtime=made.runtime)
-    strategy = ByteBoundary(cover=2, lookahead=4, bridge=True)
     aligned = read_aligned(made.store.fetch(align.fn(made.read, made.own, maps, strategy, runtime=made.runtime)))
     is_shown = torch.tensor(made.label_is_text(made.target))
     present = aligned.dist.present[: len(is_shown)]
