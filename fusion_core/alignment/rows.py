@@ -43,6 +43,7 @@ def stand(source: Tokens, target: Tokens, pair: Pair, common: Int[Tensor, "targe
 
     At the start of a text a row stands nowhere where only one of the two models is still going to read a prefix space:
     their next tokens aren't the same event. (With `bridge`, a source that is still going to read it stands inside.)
+    None is to be read at a conversation's first turn, which is cut without one, behind two tokens or more.
     """
     row = common.where(_same_prefix(source, target, common, pair), NO_ROW)
     inside = torch.zeros_like(row)
@@ -139,8 +140,11 @@ def _same_prefix(source: Tokens, target: Tokens, common: Tensor, pair: Pair) -> 
     """Whether the two models agree, at each target row, on having a prefix space still to read."""
 
     def awaits_prefix(tokens: Tokens, vocabulary: Vocabulary) -> Tensor:
-        lengths = vocabulary.surface_lengths.to(tokens.ids.device)
-        return (tokens.boundaries == 0) & (lengths[tokens.ids] <= 0) & vocabulary.adds_prefix_space
+        lengths = vocabulary.surface_lengths.to(tokens.ids.device)[tokens.ids]
+        # what a template says before a turn leaves no prefix space to read, unless the next token has one
+        begins = tokens.boundaries.roll(-1) == lengths.roll(-1) - 1
+        begins[tokens.doc_offsets[:-1][tokens.doc_offsets.diff() > 0]] = True
+        return begins & (tokens.boundaries == 0) & (lengths <= 0) & vocabulary.adds_prefix_space
 
     places = (common != NO_ROW).nonzero().squeeze(1)
     awaited = awaits_prefix(target, pair.target)

@@ -199,6 +199,25 @@ def test_a_prefix_space_that_was_read_is_no_longer_awaited():
     assert aligned.dist.present[0]
 
 
+@pytest.mark.parametrize(
+    ("ids", "ends", "present"),
+    [
+        ((0, 4), (0, 1), False),  # a plain document, and the source is going to read a space
+        ((0, 2, 5), (NO_BOUNDARY, 0, 1), True),  # a turn, cut without one
+        ((0, 2, 5), (NO_BOUNDARY, 0, NO_BOUNDARY), True),  # a turn of one token: the next turn begins where it ends
+        ((0, 2, 4), (NO_BOUNDARY, 0, 1), False),  # two tokens begin this plain document
+    ],
+)
+def test_no_prefix_space_is_awaited_behind_what_a_template_says(ids, ends, present):
+    generator = torch.Generator().manual_seed(0)
+    pair = make_pair(generator, prefixes=(True, False))
+    surfaces = [*pair.source.surfaces[:4], b" b", *pair.source.surfaces[5:]]
+    pair = replace(pair, source=replace(pair.source, surfaces=tuple(surfaces)))
+    source = make_scored(generator, Tokens(torch.tensor(ids), torch.tensor(ends), torch.tensor([0, len(ids)])))
+    target = Tokens(torch.tensor([0, 5]), torch.tensor([0, 1]), torch.tensor([0, 2]))
+    assert ByteBoundary()(source, target, pair).dist.present.tolist() == [present, 1 in ends]
+
+
 @pytest.mark.parametrize("tail", TAILS)
 def test_a_tail_is_certain_when_nothing_outside_maps_to_a_kept_id(tail):
     vocabularies = make_vocabulary(5), make_vocabulary(5)
