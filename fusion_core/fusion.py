@@ -135,7 +135,7 @@ FusionStrategy = Annotated[MinCE | AvgCE | StaticWeights | ReferenceMinCE | Refe
 class FusionFacts:
     """What fusion did to some shards; facts of several shards add up with `+`.
 
-    documents, rows, rows_covered: how many there were, and how many rows have a teacher.
+    documents, rows, rows_covered: how many there were, of rows those that are wanted, and how many have a teacher.
     documents_won, rows_won: per candidate; a document is won by who won most of its rows, ties to the earlier.
     nats, bytes: per candidate, its cost of the compared bytes and how many they were.
     """
@@ -167,11 +167,17 @@ class FusionFacts:
 
 
 def summarize_fusion(
-    fused: Fused, candidates: Sequence[Aligned], target: Tokens, only: Bool[Tensor, "docs"] | None = None
+    fused: Fused,
+    candidates: Sequence[Aligned],
+    target: Tokens,
+    only: Bool[Tensor, "docs"] | None = None,
+    wanted: Bool[Tensor, "rows"] | None = None,
 ) -> FusionFacts:
     """Who won how much, and what the compared bytes cost each candidate, of all documents or those marked in `only`.
 
-    Raises ValueError for candidates that aren't the target's, or other than one mark per document.
+    wanted: the rows that a teacher is wanted for, `Scored.wanted` of the target; by default all.
+
+    Raises ValueError for candidates that aren't the target's, or other than one mark per document or row.
     """
     check_candidates(candidates, target)
     if only is not None and len(only) != target.num_docs:
@@ -179,6 +185,10 @@ def summarize_fusion(
     number, documents = len(candidates), target.num_docs
     counted = torch.ones_like(target.doc_offsets[1:], dtype=torch.bool) if only is None else only
     counted_row = counted[target.doc_of_token]
+    if wanted is not None:
+        if len(wanted) != len(counted_row):
+            raise ValueError(f"expected {len(counted_row)} marks, one per row, found {len(wanted)}; or pass none")
+        counted_row = counted_row & wanted
     covered = (fused.winner >= 0) & counted_row
     cell = (target.doc_of_token * number + fused.winner)[covered]
     rows_won = torch.bincount(cell, minlength=documents * number).view(documents, number)

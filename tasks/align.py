@@ -34,5 +34,5 @@ def align(
     if not bool(wanted.all()):
         aligned = replace(aligned, dist=take_rows(aligned.dist, torch.arange(len(wanted)).where(wanted, -1)))
     write_aligned(out.dir, aligned)
-    out.facts |= vars(summarize(aligned))
+    out.facts |= vars(summarize(aligned, wanted))
     return out.ref(AlignedRef)

@@ -35,8 +35,9 @@ def fuse(
     fused = strategy(candidates, scored.tokens)
     write_fused(out.dir, fused)
     domains = [document["domain"] for document in json.loads((folder / "documents.json").read_text())]
+    marks = {domain: torch.tensor([d == domain for d in domains]) for domain in dict.fromkeys(domains)}
     out.facts["domains"] = {
-        domain: vars(summarize_fusion(fused, candidates, scored.tokens, torch.tensor([d == domain for d in domains])))
-        for domain in dict.fromkeys(domains)
+        domain: vars(summarize_fusion(fused, candidates, scored.tokens, only, scored.wanted))
+        for domain, only in marks.items()
     }
     return out.ref(FusedRef)

@@ -93,19 +93,19 @@ class _Reading:
     folder: Path
     vocabulary: Vocabulary
     tokens: Tokens
+    is_text: torch.Tensor
     encode: Encode
     has_chat_template: bool
 
 
 def _read(encoder: Encoder, documents: Sequence[Document]) -> _Reading:
-    tokenizer, tokens = encoder.tokenizer, encoder(documents).tokens
-    return _Reading(
-        encoder.folder, encoder.vocabulary, tokens, encode_mid_text(tokenizer), bool(tokenizer.chat_template)
-    )
+    tokenizer, read = encoder.tokenizer, encoder(documents)
+    encode, has_chat_template = encode_mid_text(tokenizer), bool(tokenizer.chat_template)
+    return _Reading(encoder.folder, encoder.vocabulary, read.tokens, read.is_text, encode, has_chat_template)
 
 
 def _count_rows(source: _Reading, target: _Reading, documents: Sequence[Document]) -> dict[str, dict[str, Rows]]:
-    """The target's rows by kind of text and by domain."""
+    """The target's rows by kind of text and by domain, without those of conversations whose label is no text."""
     nowhere = VocabMap(torch.full((source.vocabulary.size,), -1), target.vocabulary.size)
     pair = Pair(source.vocabulary, target.vocabulary, nowhere)
     texts = [document.text.encode() for document in documents]
@@ -117,7 +117,8 @@ def _count_rows(source: _Reading, target: _Reading, documents: Sequence[Document
     }
     found: dict[str, dict[str, Rows]] = {}
     for name, (names, group) in groups.items():
-        counts = count_rows(source.tokens, target.tokens, pair, group, len(names))
+        of_text = group.where(target.is_text.roll(-1), -1)
+        counts = count_rows(source.tokens, target.tokens, pair, of_text, len(names))
         found[name] = {
             group_name: Rows(common=c.common, bridged=c.bridged, absent=c.absent)
             for group_name, c in zip(names, counts, strict=True)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from fusion_core.types import Aligned
@@ -9,7 +11,7 @@ from fusion_core.types import Aligned
 
 @dataclass(frozen=True)
 class AlignmentFacts:
-    """How much an alignment gave: counts of rows, and mean mass over the rows that are present (0 if none is)."""
+    """How much an alignment gave: wanted and present rows, and mean mass over those that are present (0 if none is)."""
 
     rows: int
     present: int
@@ -18,8 +20,14 @@ class AlignmentFacts:
     unknown: float
 
 
-def summarize(aligned: Aligned) -> AlignmentFacts:
-    """What the report says of an alignment."""
+def summarize(aligned: Aligned, wanted: Bool[Tensor, "rows"] | None = None) -> AlignmentFacts:
+    """What the report says of an alignment. wanted: the rows to count, `Scored.wanted` of the target; by default all.
+
+    Raises ValueError for other than one mark per row.
+    """
+    wanted = torch.ones_like(aligned.dist.present) if wanted is None else wanted
+    if len(wanted) != aligned.dist.num_rows:
+        raise ValueError(f"expected {aligned.dist.num_rows} marks, one per row, found {len(wanted)}; or pass none")
     dist, present = aligned.dist, aligned.dist.present
     count = int(present.sum())
 
@@ -27,7 +35,7 @@ def summarize(aligned: Aligned) -> AlignmentFacts:
         return float(mass.double().sum()) / max(count, 1)
 
     return AlignmentFacts(
-        rows=dist.num_rows,
+        rows=int(wanted.sum()),
         present=count,
         kept=mean(dist.logprobs.exp()),
         tail=mean(dist.tail_logprob[present].exp()),

@@ -287,6 +287,7 @@ def test_facts_count_rows_and_mass():
     aligned = ByteBoundary()(source, target, pair)
     facts = summarize(aligned)
     assert facts.rows == len(target.ids)
+    assert summarize(aligned, aligned.dist.present) == replace(facts, rows=facts.present)
     assert 0 < facts.present == int(aligned.dist.present.sum()) < facts.rows
     assert facts.kept + facts.tail + facts.unknown == pytest.approx(1, abs=1e-9)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from fusion_core.alignment import ByteBoundary, ExactDTW, MinEditDTW, Pair, common_rows
+from fusion_core.alignment import ByteBoundary, ExactDTW, MinEditDTW, Pair, common_rows, summarize
 from fusion_core.distributions import (
     Sampled,
     TopK,
@@ -164,6 +164,9 @@ ALIGNMENT: dict[str, tuple[Callable[[], object], str]] = {
     "a source row with NaN": (align(with_logs(tail_logprob=ROWS.tail_logprob * NAN)), "'tail_logprob': 4"),
     "a source row of ids outside": (align(with_logs(ids=ROWS.ids + 1)), r"2\.\.4"),
     "a label without nll": (align(replace(SCORED, nll=SCORED.nll * NAN)), "3 of 4"),
+    "a row's mark too few": (
+        lambda: summarize(ALIGNED, torch.ones(3).bool()), "4 marks, .*found 3",
+    ),
     "other documents": (lambda: common_rows(TOKENS, replace(TOKENS, doc_offsets=torch.tensor([0, 2, 4]))), "1 and 2"),
 }  # fmt: skip
 
@@ -179,6 +182,9 @@ FUSION: dict[str, tuple[Callable[[], object], str]] = {
     "a weight too few": (lambda: StaticWeights(weights=(1,))([ALIGNED] * 2, TOKENS), "1 weights for 2"),
     "facts of nobody": (lambda: summarize_fusion(FUSED, [], TOKENS), "found 0"),
     "a mark too many": (lambda: summarize_fusion(FUSED, [ALIGNED], TOKENS, torch.ones(2).bool()), "1 marks.*found 2"),
+    "a row's mark too few": (
+        lambda: summarize_fusion(FUSED, [ALIGNED], TOKENS, wanted=torch.ones(3).bool()), "4 marks, .*found 3",
+    ),
 }  # fmt: skip
 
 LOSSES: dict[str, tuple[Callable[[], object], str]] = {

@@ -254,6 +254,9 @@ def test_facts_of_some_documents_are_those_of_a_shard_without_the_others() -> No
     parts = [summarize_fusion(fused, candidates, target, torch.tensor(only)) for only in ([True, False], [False, True])]
     assert parts[0] == FusionFacts(1, 4, 3, documents_won=(1, 0), rows_won=(3, 0), nats=(3.0, 6.0), bytes=(9, 9))
     assert parts[0] + parts[1] == summarize_fusion(fused, candidates, target)
+    wanted = torch.tensor([1, 0, 1, 1, 1, 1, 1]).bool()  # a row that a template's token follows
+    without = summarize_fusion(fused, candidates, target, torch.tensor([True, False]), wanted)
+    assert without == FusionFacts(1, 3, 2, documents_won=(1, 0), rows_won=(2, 0), nats=(3.0, 6.0), bytes=(9, 9))
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ from tasks.evaluation.gate_rules import PROBE
 from tasks.extract import ExtractionSpec, extract
 from tasks.formats.shards import read_aligned, read_fused, read_pair, read_scored
 from tasks.fuse import fuse
+from tasks.inspection import inspect_pair
 from tasks.models.folders import LocalModel, load_model, load_tokenizer
+from tasks.preflight.findings import PairFindings, read_findings
 from tasks.probe import ProbeSpec, probe
 from tasks.storage.store import Store, open_store
 from tasks.training.batches import Collator
@@ -89,6 +92,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: ModelFactory, tin
     aligned = align.fn(read, own, maps, ByteBoundary(), runtime=runtime)
     fused = fuse.fn(own, [aligned], MinCE(), True, runtime=runtime)
     return Made(runtime, shard, target, source, own, read, maps, aligned, fused)
+
+
+def _facts(made: Made, ref: AlignedRef | FusedRef) -> dict[str, Any]:  # Any: plain JSON
+    manifest = made.store.manifest(ref)
+    assert manifest is not None
+    return manifest.facts
 
 
 def _row(dist: TokenDist, row: int) -> dict[int, float]:
@@ -180,6 +189,21 @@ def test_no_alignment_fills_a_row_outside_the_text(made: Made, strategy: Alignme
     of_chats = scored.tokens.doc_of_token < CHATS
     assert float(spent.nansum()) == pytest.approx(float(scored.nll[of_chats].nansum()), abs=1e-2)
     assert int(aligned.span_tokens[: len(is_shown)].sum()) == int((~scored.nll[of_chats].isnan()).sum())
+
+
+def test_a_model_has_a_teacher_in_itself_for_every_row_that_wants_one(made: Made, tiny_llama: ModelFactory) -> None:
+    maps = map_vocab.fn(made.target, made.target, BytePiece(), runtime=made.runtime)
+    aligned = align.fn(made.own, made.own, maps, ByteBoundary(), runtime=made.runtime)
+    domains = _facts(made, fuse.fn(made.own, [aligned], MinCE(), True, runtime=made.runtime))["domains"]
+    assert domains["chat"]["rows"] == domains["chat"]["rows_covered"] == sum(made.label_is_text(made.target))
+    assert domains["text"]["rows"] == domains["text"]["rows_covered"] > 0
+    facts, rows = _facts(made, aligned), sum(domain["rows"] for domain in domains.values())
+    assert (facts["rows"], facts["present"]) == (rows, rows - 1)  # the plain document's end is no boundary
+    model = LocalModel(path=str(tiny_llama(seed=11)), chat_template=TEMPLATES["tiny_llama"])
+    described = download_description.fn(model, runtime=made.runtime)
+    ref = inspect_pair.fn(described, described, [made.shard], runtime=made.runtime)
+    found = read_findings(made.store, ref, PairFindings).domains["chat"]
+    assert (found.common, found.bridged, found.absent) == (domains["chat"]["rows"], 0, 0)
 
 
 def test_a_training_learns_what_is_learned_and_nothing_else(made: Made, tmp_path: Path) -> None:
