@@ -4,15 +4,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from pydantic import AfterValidator, Field
 
 from fusion_core.spec import LATER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
+class _Generation(Extension):  # type: ignore[misc]  # jinja2 is untyped here
+    """transformers' own tag, around what the model is to say."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
+
+
+_SYNTAX = Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
+
+
+def _check_syntax(template: str | None) -> str | None:
+    """The template; None for an empty one. Nothing of it runs. Raises `ValueError` for what isn't Jinja."""
+    try:
+        _SYNTAX.parse(template or "")
+    except TemplateSyntaxError as error:
+        raise ValueError(f"expected a chat template in Jinja, found in line {error.lineno}: {error.message}") from error
+    return template or None
+
+
 ChatTemplate = Annotated[
     str | None,
+    AfterValidator(_check_syntax),
     LATER,
     Field(
         title="Chat template",
@@ -25,8 +53,8 @@ _SAME_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # a c
 
 
 def write_template(folder: Path, template: str | None) -> None:
-    """Gives a model's folder this template, unless it is empty, in the place of its own."""
-    if template:
+    """Gives a model's folder this template, unless it is None, in the place of its own."""
+    if template is not None:
         (folder / _FILE).write_text(template, encoding="utf-8")
 
 
