@@ -5,7 +5,8 @@ begins, as the begin token of a plain document does, and so the turn before it e
 excepted. A turn is cut by itself, as generated text is: without a prefix space, and not merged with what is around it.
 So its boundaries are the same whatever the template.
 
-Compared and fused is the text alone. Learned by language modelling is the token behind each turn too, which ends it.
+Compared and fused is the text alone. Learned by language modelling is what ends each turn too: the token behind it, and
+where that is whitespace the special token behind it.
 """
 
 import json
@@ -43,17 +44,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of documents, and which of them are text: bool per token, all of a plain document's."""
+    """The tokens of documents.
+
+    is_text: bool per token, all of a plain document's.
+    is_learned: bool per token, whether language modelling learns it: the text, and what ends each turn.
+    """
 
     tokens: Tokens
     is_text: Tensor
-
-    @property
-    def is_learned(self) -> Tensor:
-        """Bool per token, whether language modelling learns it: the text, and what ends each turn."""
-        is_learned = self.is_text.clone()
-        is_learned[1:] |= self.is_text[:-1] & (self.tokens.doc_of_token.diff() == 0)
-        return is_learned
+    is_learned: Tensor
 
     def hide_other_rows(self, scored: Scored) -> Scored:
         """The same tokens as they were scored, with every row absent and without nll whose label isn't text.
@@ -109,17 +108,17 @@ class Encoder:
         tokens = encode_documents(self.tokenizer, self.vocabulary, [p.text for p in plain], [p.final for p in plain])
         whole = torch.ones_like(tokens.ids, dtype=torch.bool)
         if len(plain) == len(pieces):
-            return Encoded(tokens, whole)
-        columns = tokens.ids, tokens.boundaries, whole
+            return Encoded(tokens, whole, whole)
+        columns = tokens.ids, tokens.boundaries, whole, whole
         of_plain = (tuple(c[a:b] for c in columns) for a, b in pairwise(tokens.doc_offsets.tolist()))
         of_chats = self._encode_chats([piece for piece in pieces if piece.messages])
         documents = [next(of_chats if piece.messages else of_plain) for piece in pieces]
-        ids, boundaries, is_text = (torch.cat(column) for column in zip(*documents, strict=True))
+        ids, boundaries, is_text, is_learned = (torch.cat(column) for column in zip(*documents, strict=True))
         offsets = torch.tensor([0, *(len(document[0]) for document in documents)]).cumsum(0)
-        return Encoded(Tokens(ids, boundaries, offsets), is_text)
+        return Encoded(Tokens(ids, boundaries, offsets), is_text, is_learned)
 
     def _encode_chats(self, pieces: Sequence[Document]) -> Iterator[tuple[Tensor, ...]]:
-        """Ids, boundaries and is_text of each conversation."""
+        """Ids, boundaries, is_text and is_learned of each conversation."""
         chats = [json.loads(piece.messages) for piece in pieces]
         turns = [[chat[n]["content"] for n in find_turns(chat)] for chat in chats]
         around = [render_around(self.tokenizer, chat, find_turns(chat)) for chat in chats]
@@ -127,16 +126,17 @@ class Encoder:
         behind = iter(_cut(self._within, [part for parts in around for part in parts[1:]], is_text=False))
         said = iter(self._encode_turns([turn for of_chat in turns for turn in of_chat]))
         for of_chat in turns:
-            parts = [_around(next(before), 0)]
+            parts = [_around(next(before), 0, 0)]
             place = 0
             for turn in of_chat:
                 ids, ends = next(said)
                 ends = torch.where(ends == NO_BOUNDARY, ends, ends + place)
                 place += len(turn.encode())
-                parts += [(ids, ends, torch.ones_like(ids, dtype=torch.bool)), _around(next(behind), place)]
+                is_turn, rest = torch.ones_like(ids, dtype=torch.bool), next(behind)
+                parts += [(ids, ends, is_turn, is_turn), _around(rest, place, self._count_ending(rest))]
             parts[-1][1].fill_(NO_BOUNDARY)  # nothing begins behind the last turn
-            ids, boundaries, is_text = (torch.cat(column) for column in zip(*parts, strict=True))
-            yield ids, _keep_last(boundaries), is_text
+            ids, boundaries, is_text, is_learned = (torch.cat(column) for column in zip(*parts, strict=True))
+            yield ids, _keep_last(boundaries), is_text, is_learned
 
     def _encode_turns(self, turns: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
         """Ids of each turn, and where they end in it."""
@@ -146,6 +146,12 @@ class Encoder:
         offsets = torch.tensor([0, *map(len, ids)]).cumsum(0)
         ends = token_boundaries(self.vocabulary, torch.cat(ids), offsets, [turn.encode() for turn in turns]).boundaries
         return list(zip(ids, torch.tensor_split(ends, offsets[1:-1]), strict=True))
+
+    def _count_ending(self, behind: Tensor) -> int:
+        """How many of the tokens behind a turn end it: one, or those through a special one that follows whitespace."""
+        is_special = self.vocabulary.surface_lengths[behind] == 0
+        first = int(is_special.int().argmax()) if is_special.any() else 0
+        return 1 if self.vocabulary.join_surfaces(behind[:first]).tobytes().strip() else first + 1
 
     @cached_property
     def _begin(self) -> "Tokenizer":
@@ -174,11 +180,11 @@ def _cut(backend: "Tokenizer", texts: Sequence[str], *, is_text: bool) -> list[T
     return [torch.tensor(encoding.ids, dtype=torch.int64) for encoding in cut]
 
 
-def _around(ids: Tensor, place: int) -> tuple[Tensor, ...]:
-    """Columns of tokens around turns, the last of which stands at `place`."""
+def _around(ids: Tensor, place: int, learned: int) -> tuple[Tensor, ...]:
+    """Columns of tokens around turns, the last of which stands at `place` and the first `learned` are learned."""
     boundaries = torch.full_like(ids, NO_BOUNDARY)
     boundaries[-1:] = place
-    return ids, boundaries, torch.zeros_like(ids, dtype=torch.bool)
+    return ids, boundaries, torch.zeros_like(ids, dtype=torch.bool), torch.arange(len(ids)) < learned
 
 
 def _keep_last(boundaries: Tensor) -> Tensor:

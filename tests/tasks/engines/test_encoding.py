@@ -108,6 +108,27 @@ def test_learned_are_the_text_and_the_token_that_ends_each_turn(encoder: Encoder
     assert bool((read.is_learned | ~read.is_text).all())
 
 
+@pytest.mark.parametrize(
+    ("ending", "through_eos"),
+    [
+        ("{{ eos_token }}\n", True),
+        (" \n{{ eos_token }}\n", True),
+        ("\n[END]{{ eos_token }}", False),  # words in between could be the next speaker's
+        ("\n\n", False),
+    ],
+)
+def test_the_token_that_ends_a_turn_is_learned_behind_whitespace_too(
+    encoder: Encoder, ending: str, through_eos: bool
+) -> None:
+    encoder.tokenizer.chat_template = f"{{% for m in messages %}}{{{{ m.content }}}}{ending}{{% endfor %}}"
+    read = encoder([read_conversation(CHAT[:3], "chat")])
+    encoder._within.encode_special_tokens = False
+    shown = ending.replace("{{ eos_token }}", encoder.tokenizer.eos_token)
+    behind = encoder._within.encode(shown, add_special_tokens=False).ids
+    expected = behind[: behind.index(encoder.vocabulary.roles["eos"]) + 1] if through_eos else behind[:1]
+    assert read.tokens.ids[read.is_learned & ~read.is_text].tolist() == expected
+
+
 def test_plain_documents_are_encoded_as_ever_and_mix_with_conversations(encoder: Encoder) -> None:
     plain = [Document("1" * 16, "the quick dog", "text"), Document("2" * 16, "x", "text", final=False)]
     expected = encode_documents(encoder.tokenizer, encoder.vocabulary, [p.text for p in plain], [True, False])
