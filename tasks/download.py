@@ -77,13 +77,13 @@ def download_description(spec: HubModel | LocalModel, *, runtime: Runtime, out: 
         download_files(spec.id, commit, {n: listing.files[n] for n in names}, waiting, lambda done, total: None)
         _move_files(waiting, names, out.dir)
         weights = sum(listing.files[n].bytes for n in select_files(listing.files, _name_of(spec)) if n not in names)
-        out.facts |= {"licence": listing.licence, "weight_bytes": weights}
+        out.facts |= {"id": spec.id, "licence": listing.licence, "weight_bytes": weights}
     else:
         folder, names, weights = _local_description(spec)
         for name in names:
             (out.dir / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, out.dir / name)
-        out.facts |= {"licence": _card_licence(out.dir), "weight_bytes": weights}
+        out.facts |= {"path": str(folder.resolve()), "licence": _card_licence(out.dir), "weight_bytes": weights}
     write_template(out.dir, spec.chat_template)
     return out.ref(TokenizerRef)
 

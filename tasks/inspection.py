@@ -21,8 +21,9 @@ from fusion_core.vocab_mapping import Encode
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import InspectionRef, Runtime, ScoredRef, ShardRef, TokenizerRef
 from tasks.corpora.documents import Document, read_documents
-from tasks.engines import count_parameters
+from tasks.engines import Problem, count_parameters
 from tasks.engines.encoding import Encoder
+from tasks.engines.quarantine import check_some_left, encode_readable
 from tasks.formats.shards import read_scored
 from tasks.models.folders import CONFIG, context_window, encode_mid_text, load_config, vocab_rows
 from tasks.preflight.findings import Description, ModelScores, PairFindings, Rows, ScoreFindings, write_findings
@@ -34,10 +35,14 @@ from tasks.storage.store import open_store
 def inspect_pair(
     source: TokenizerRef, target: TokenizerRef, sample: Sequence[ShardRef], *, runtime: Runtime, out: Output
 ) -> InspectionRef:
-    """What two vocabularies share and where their rows meet on the sample: `PairFindings`. No weights are needed."""
+    """What two vocabularies share and where their rows meet on the sample: `PairFindings`. No weights are needed.
+
+    Documents that one of the models can't read are left out. Raises `ValueError` when it can read none.
+    """
     store = open_store(runtime)
-    documents = [document for shard in sample for document in read_documents(store, shard)]
-    theirs, ours = (_read(Encoder.load(store, ref), documents) for ref in (source, target))
+    encoders = [Encoder.load(store, ref) for ref in (source, target)]
+    documents, left_out = _readable(encoders, [d for shard in sample for d in read_documents(store, shard)])
+    theirs, ours = (_read(encoder, documents) for encoder in encoders)
     overlap = compare_vocabularies(theirs.vocabulary, ours.vocabulary, ours.encode, theirs.tokens)
     findings = PairFindings(
         source=_describe(theirs, documents),
@@ -48,6 +53,8 @@ def inspect_pair(
     )
     write_findings(out.dir, findings)
     out.facts |= {"common_share": round(findings.rows.common_share, 6), "rows": findings.rows.total}
+    if left_out:
+        out.facts["left_out"] = left_out
     return out.ref(InspectionRef)
 
 
@@ -96,6 +103,18 @@ class _Reading:
     is_text: torch.Tensor
     encode: Encode
     has_chat_template: bool
+
+
+def _readable(encoders: Sequence[Encoder], documents: Sequence[Document]) -> tuple[list[Document], list[str]]:
+    """The documents that all can read, and the ids of the others."""
+    left_out: dict[str, Problem] = {}
+    for encoder in encoders:
+        encoder.check(documents)
+        _, problems = encode_readable(encoder, documents, None)
+        unread = {documents[number].id: problem for number, problem in problems.items()}
+        check_some_left(encoder.name, unread, len({document.id for document in documents}))
+        left_out |= unread
+    return [document for document in documents if document.id not in left_out], list(left_out)
 
 
 def _read(encoder: Encoder, documents: Sequence[Document]) -> _Reading:

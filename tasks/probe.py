@@ -11,8 +11,9 @@ from torch import Tensor
 from fusion_core.spec import Spec
 from tasks.artifacts import ModelRef, ProbeRef, Runtime, ShardRef
 from tasks.corpora.documents import Document, read_documents
-from tasks.engines import Dtype, pick_device, tokens_per_batch
+from tasks.engines import Dtype, Problem, pick_device, tokens_per_batch
 from tasks.engines.encoding import Encoder
+from tasks.engines.quarantine import encode_readable
 from tasks.evaluation.gate_rules import PROBE, ProbedText
 from tasks.evaluation.symptoms import find_symptoms, learn_customs
 from tasks.models.folders import load_model
@@ -39,7 +40,7 @@ class ProbeSpec(Spec):
 def probe(model: ModelRef, shards: list[ShardRef], spec: ProbeSpec, *, runtime: Runtime, out: Output) -> ProbeRef:
     """Greedy continuations with their symptoms (`probe.json`); facts hold the means per domain.
 
-    A domain whose documents are all too short for a prompt is left out.
+    Documents that the model can't read, or that are too short for a prompt, are left out, and domains without others.
     """
     store = open_store(runtime)
     encoder = Encoder.load(store, model)
@@ -47,9 +48,11 @@ def probe(model: ModelRef, shards: list[ShardRef], spec: ProbeSpec, *, runtime: 
     network = load_model(encoder.folder, spec.dtype, pick_device(runtime.device))
     domains = _by_domain(store, shards)
     customs = {name: learn_customs(piece.text for piece in pieces) for name, pieces in domains.items()}
-    chosen, prompts = list[Document](), list[Tensor]()
+    chosen, prompts, left_out = list[Document](), list[Tensor](), list[str]()
     for pieces in domains.values():
-        found = zip(pieces, _prompts(encoder, pieces, spec.prompt_tokens), strict=True)
+        begun, problems = _prompts(encoder, pieces, spec.prompt_tokens)
+        found = zip(pieces, begun, strict=True)
+        left_out += [pieces[number].id for number in problems]
         long = [(piece, ids) for piece, ids in found if ids is not None][: spec.prompts]
         chosen += [piece for piece, _ in long]
         prompts += [ids for _, ids in long]
@@ -69,18 +72,23 @@ def probe(model: ModelRef, shards: list[ShardRef], spec: ProbeSpec, *, runtime: 
         )  # fmt: skip
     (out.dir / PROBE).write_text(json.dumps([t.model_dump() for t in texts], ensure_ascii=False), encoding="utf-8")
     out.facts |= {"texts": len(texts), "ended": sum(t.ended for t in texts), "domains": _means(texts)}
+    if left_out:
+        out.facts["left_out"] = left_out
     return out.ref(ProbeRef)
 
 
-def _prompts(encoder: Encoder, pieces: list[Document], prompt_tokens: int) -> list[Tensor | None]:
-    """What the model is to go on with of each piece; None for one that is too short."""
-    encoded = encoder([replace(piece, final=False) for piece in pieces])
+def _prompts(
+    encoder: Encoder, pieces: list[Document], prompt_tokens: int
+) -> tuple[list[Tensor | None], dict[int, Problem]]:
+    """What the model is to go on with of each piece, None for one that is too short; and which it can't read."""
+    encoder.check(pieces)
+    encoded, problems = encode_readable(encoder, [replace(piece, final=False) for piece in pieces], None)
     starts, found = encoded.tokens.doc_offsets.tolist(), list[Tensor | None]()
     for start, stop in pairwise(starts):
-        before = int(encoded.is_text[start:stop].int().argmax())
-        length = before or prompt_tokens
+        said = encoded.is_text[start:stop].nonzero()
+        length = int(said[0]) if len(said) and said[0] else prompt_tokens
         found.append(encoded.tokens.ids[start : start + length] if stop - start > length else None)
-    return found
+    return found, problems
 
 
 def _by_domain(store: Store, shards: list[ShardRef]) -> dict[str, list[Document]]:

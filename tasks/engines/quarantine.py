@@ -1,6 +1,6 @@
 """Documents that a model can't read: found by themselves, listed by id, and refused when they are too many."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fusion_core.types import Tokens
@@ -52,6 +52,19 @@ def check_share(what: str, pieces: Sequence[Document], problems: dict[int, Probl
     )
 
 
+def check_some_left(name: str, left_out: Mapping[str, Problem], documents: int) -> None:
+    """Raises `ValueError` when a model can read none of so many documents, naming it, the first and its way out.
+
+    left_out: by the document's id.
+    """
+    if left_out and len(left_out) == documents:
+        first, problem = next(iter(left_out.items()))
+        raise ValueError(
+            f"model {name}: expected documents that it can read, found none among {documents} ({first}: "
+            f"{problem.text}); {problem.way_out}"
+        )
+
+
 def _untokenisable(encode: Encode, pieces: Sequence[Document]) -> dict[int, Problem]:
     problems = {}
     for number, piece in enumerate(pieces):
@@ -59,7 +72,8 @@ def _untokenisable(encode: Encode, pieces: Sequence[Document]) -> dict[int, Prob
             encode([piece])
         except Exception as error:  # as above
             reason = " ".join(str(error).split())[:200]
-            problems[number] = Problem(f"the tokenizer fails on it ({reason})", "leave it out of the corpus")
+            way_out = "leave it out of the corpus" + ", or set chat_template for this model" * bool(piece.messages)
+            problems[number] = Problem(f"the tokenizer fails on it ({reason})", way_out)
     return problems
 
 

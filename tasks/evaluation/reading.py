@@ -13,6 +13,7 @@ from tasks.artifacts import ModelRef, Runtime
 from tasks.corpora.documents import Document
 from tasks.engines import Dtype, ModelScorer, Problem, check_window, pick_device, score_tokens, tokens_per_batch
 from tasks.engines.encoding import Encoded, Encoder
+from tasks.engines.quarantine import encode_readable
 from tasks.models.folders import load_model
 from tasks.storage.store import Store
 
@@ -55,9 +56,16 @@ class Reader:
     def read(self, pieces: Sequence[Document]) -> Reading:
         """The pieces with their costs.
 
-        Raises `ValueError` for one over the window or that can't be encoded, or where logits aren't finite.
+        Raises `ValueError` for one over the window or that can't be encoded (none is left out: what models paid is
+        compared over the same documents), or where logits aren't finite.
         """
-        encoded = self.encoder(pieces)
+        self.encoder.check(pieces)
+        encoded, problems = encode_readable(self.encoder, pieces, None)
+        for number, problem in problems.items():
+            raise ValueError(
+                f"evaluation: expected documents that model {self.encoder.name} can read, found {len(problems)} of "
+                f"{len(pieces)} that it can't (document {pieces[number].id}: {problem.text}); {problem.way_out}"
+            )
         check_window(self.encoder.window, encoded.tokens, [piece.num_bytes for piece in pieces])
         scored, quarantined = self.score(encoded.tokens)
         if quarantined:

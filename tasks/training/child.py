@@ -75,6 +75,7 @@ def run_training(job: TrainingJob, progress: "ReportProgress") -> dict[str, obje
     return {
         **_facts(trainer, plan),
         "sequences": len(examples),
+        **({"left_out": examples.left_out} if examples.left_out else {}),
         "tokens": examples.num_tokens,
         "processes": arguments.world_size,
         "passes_per_step": passes.accumulation,

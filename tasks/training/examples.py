@@ -15,30 +15,40 @@ from safetensors.torch import save_file
 
 from tasks.artifacts import FusedRef, ModelRef, ShardRef
 from tasks.corpora.documents import read_documents
-from tasks.engines import check_window
+from tasks.engines import Problem, check_window
 from tasks.engines.encoding import Encoder
+from tasks.engines.quarantine import check_some_left, encode_readable
 from tasks.formats.shards import FusedRows
 from tasks.storage.store import Store
 from tasks.training.batches import Example
 
+_LEFT_OUT = "left_out.json"
 _OPEN_SHARDS = 4096  # memory maps: no file descriptors, and nothing read until it is asked for
 
 
 def write_sequences(store: Store, model: ModelRef, shards: Sequence[ShardRef], folder: Path) -> None:
     """Encodes the corpus, one shard after the other, into `folder`: tokens, which to learn, and documents' names.
 
-    Raises `ValueError` when a piece is longer than the model's window.
+    Documents that the model can't read are left out, as extraction does. Raises `ValueError` when it can read none, or
+    when a piece is longer than the model's window.
     """
     encoder = Encoder.load(store, model)
+    left_out: dict[str, Problem] = {}
+    ids: set[str] = set()
     for number, shard in enumerate(shards):
         documents = read_documents(store, shard)
-        read = encoder(documents)
+        encoder.check(documents)
+        read, problems = encode_readable(encoder, documents, None)
+        left_out |= {documents[number].id: problem for number, problem in problems.items()}
+        ids |= {document.id for document in documents}
         check_window(encoder.window, read.tokens, [d.num_bytes for d in documents])
         columns = {"ids": read.tokens.ids.to(torch.int32), "doc_offsets": read.tokens.doc_offsets}
         columns["is_learned"] = read.is_learned
         save_file(columns, _tokens_file(folder, number))
         _names_file(folder, number).write_text(json.dumps([d.id for d in documents]))
+    check_some_left(encoder.name, left_out, len(ids))
     (folder / "vocabulary.json").write_text(json.dumps(encoder.vocabulary.size))
+    (folder / _LEFT_OUT).write_text(json.dumps(list(left_out)))
 
 
 def _tokens_file(folder: Path, number: int) -> Path:
@@ -52,13 +62,14 @@ def _names_file(folder: Path, number: int) -> Path:
 class Examples(torch.utils.data.Dataset[Example]):
     """Every sequence of at least two tokens, with its teacher's rows. Only what is asked for is read, by memory map.
 
-    Of the whole corpus, 20 bytes per sequence are in memory.
+    left_out: ids of the documents that the model can't read. Of the whole corpus, 20 bytes per sequence are in memory.
     """
 
     def __init__(self, store: Store, folder: Path, shards: Sequence[ShardRef], teachers: Sequence[FusedRef]) -> None:
         """folder: as `write_sequences` left it. Raises `ValueError` for a teacher that isn't of these rows."""
         self.store, self.folder, self.teachers = store, folder, list(teachers)
         self.vocab_size: int = json.loads((folder / "vocabulary.json").read_text())
+        self.left_out: list[str] = json.loads((folder / _LEFT_OUT).read_text())
         self._files: OrderedDict[int, tuple[Any, FusedRows | None]] = OrderedDict()
         columns = [self._read_offsets(number, shard) for number, shard in enumerate(shards)]
         self._shard, self._document, self._start, self._stop = (

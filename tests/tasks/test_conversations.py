@@ -17,7 +17,7 @@ from fusion_core.objective import IGNORED_LABEL
 from fusion_core.types import NO_BOUNDARY, Scored, TokenDist
 from fusion_core.vocab_mapping import BytePiece, Canonical
 from tasks.align import align
-from tasks.artifacts import AlignedRef, FusedRef, ModelRef, Runtime, ScoredRef, ShardRef, VocabMapRef
+from tasks.artifacts import AlignedRef, FusedRef, ModelRef, Ref, Runtime, ScoredRef, ShardRef, VocabMapRef
 from tasks.corpora.documents import read_documents, shards_of
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.download import download, download_description
@@ -62,6 +62,11 @@ class Made:
     def store(self) -> Store:
         return open_store(self.runtime)
 
+    def facts(self, ref: Ref) -> dict[str, object]:
+        manifest = self.store.manifest(ref)
+        assert manifest is not None
+        return manifest.facts
+
     def encoded(self, model: ModelRef) -> Encoded:
         return Encoder.load(self.store, model)(read_documents(self.store, self.shard))
 
@@ -72,13 +77,16 @@ class Made:
         return [r + 1 < stop and bool(encoded.is_text[r + 1]) for start, stop in spans for r in range(start, stop)]
 
 
+def _chats(folder: Path) -> Files:
+    return Files(paths=(f"{folder}/chats.jsonl",), format="jsonl", text_field="talk", domain="chat")
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: ModelFactory, tiny_neox: ModelFactory) -> Made:
     folder = tmp_path_factory.mktemp("conversations")
     (folder / "chats.jsonl").write_text("".join(json.dumps({"talk": chat}) + "\n" for chat in (CHAT, TOOLS)))
     (folder / "plain.txt").write_text(TEXTS[0])
-    chats = Files(paths=(f"{folder}/chats.jsonl",), format="jsonl", text_field="talk", domain="chat")
-    spec = CorpusSpec(documents=(chats, Files(paths=(f"{folder}/plain.txt",))))
+    spec = CorpusSpec(documents=(_chats(folder), Files(paths=(f"{folder}/plain.txt",))))
     runtime = Runtime(root=str(folder / "store"), device="cpu")
     (shard,) = shards_of(build_corpus.fn(spec, [], runtime=runtime), runtime)
     target, source = (
@@ -254,3 +262,57 @@ def test_a_model_without_a_template_is_refused_by_its_name_before_it_reads(made:
     sentence = f"model {folder}: expected a chat template to read 2 conversations with, found none; .*chat_template"
     with pytest.raises(ValueError, match=sentence):
         extract.fn(model, made.shard, EXTRACTION, runtime=made.runtime)
+
+
+def _refusing(role: str) -> str:
+    """A template for which there are no messages of a role, as many know no system's or tool's."""
+    refusal = f"{{% if m.role == '{role}' %}}{{{{ raise_exception('no {role}') }}}}{{% endif %}}"
+    return f"{{% for m in messages %}}{refusal}{{{{ m.content }}}}{{{{ eos_token }}}}{{% endfor %}}"
+
+
+def test_training_probe_and_inspection_leave_out_what_extraction_quarantines(
+    made: Made, tiny_llama: ModelFactory, tmp_path: Path
+) -> None:
+    specs = [LocalModel(path=str(tiny_llama(seed=15)), chat_template=_refusing(role)) for role in ("system", "tool")]
+    model = download.fn(specs[0], runtime=made.runtime)
+    refused, called, _ = [document.id for document in read_documents(made.store, made.shard)]
+    spec = ExtractionSpec(mode=TopK(k=6), max_quarantined=0.5)
+    own = extract.fn(model, made.shard, spec, runtime=made.runtime)
+    assert made.facts(own)["quarantined"] == [refused]
+
+    fused = fuse.fn(own, [], MinCE(), True, runtime=made.runtime)
+    write_sequences(made.store, model, [made.shard], tmp_path)
+    examples = Examples(made.store, tmp_path, [made.shard], [fused])
+    assert examples.left_out == [refused]
+    assert refused not in [examples.document(number) for number in range(len(examples))]
+    assert len(examples) == CHATS  # one conversation, and the plain document
+
+    probed = probe.fn(model, [made.shard], ProbeSpec(prompt_tokens=4), runtime=made.runtime)
+    assert made.facts(probed)["left_out"] == [refused]
+    assert refused not in [text["document"] for text in json.loads((made.store.fetch(probed) / PROBE).read_text())]
+
+    pair = [download_description.fn(spec, runtime=made.runtime) for spec in specs]
+    inspected = inspect_pair.fn(*pair, [made.shard], runtime=made.runtime)
+    assert made.facts(inspected)["left_out"] == [refused, called]
+    assert read_findings(made.store, inspected, PairFindings).sample_bytes == len(TEXTS[0].encode())
+
+
+def test_evaluation_names_the_model_the_document_and_the_way_out(made: Made, tiny_llama: ModelFactory) -> None:
+    folder = tiny_llama(seed=15)
+    model = download.fn(LocalModel(path=str(folder), chat_template=_refusing("tool")), runtime=made.runtime)
+    called = read_documents(made.store, made.shard)[1].id
+    sentence = rf"model {folder} can read, found 1 of 3 .*document {called}: .*no tool\)\); .*set chat_template"
+    with pytest.raises(ValueError, match=sentence):
+        evaluate.fn(model, [made.shard], EvaluationSpec(), runtime=made.runtime)
+
+
+def test_a_model_that_can_read_nothing_is_named_with_the_way_out(made: Made, tiny_llama: ModelFactory) -> None:
+    folder = tiny_llama(seed=15)
+    spec = LocalModel(path=str(folder), chat_template="{{ raise_exception('never') }}")
+    chats = CorpusSpec(documents=(_chats(Path(made.runtime.root).parent),))
+    (shard,) = shards_of(build_corpus.fn(chats, [], runtime=made.runtime), made.runtime)
+    described = download_description.fn(spec, runtime=made.runtime)
+    with pytest.raises(ValueError, match=rf"model {folder}: expected documents .*none among 2 .*never.*chat_template"):
+        inspect_pair.fn(described, described, [shard], runtime=made.runtime)
+    with pytest.raises(ValueError, match=rf"model {folder}: expected documents .*none among 2"):
+        write_sequences(made.store, download.fn(spec, runtime=made.runtime), [shard], Path(made.runtime.root))

@@ -61,6 +61,7 @@ def test_a_description_fetches_no_weights(hub: Hub, runtime: Runtime, tiny_neox:
     manifest = open_store(runtime).manifest(ref)
     assert manifest is not None
     assert manifest.facts == {
+        "id": "house/neox",
         "licence": "apache-2.0",
         "weight_bytes": (tiny_neox() / "model.safetensors").stat().st_size,
     }
