@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fusion_core.distributions import take_rows
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens
-from fusion_core.vocabulary import Vocabulary, token_boundaries
+from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import ModelRef, TokenizerRef
 from tasks.corpora.conversations import find_turns
 from tasks.corpora.documents import Document
@@ -33,6 +33,7 @@ from tasks.models.folders import (
     load_config,
     load_tokenizer,
     mid_text_json,
+    place_tokens,
     vocabulary_of,
 )
 from tasks.storage.store import Store
@@ -142,10 +143,12 @@ class Encoder:
         """Ids of each turn, and where they end in it."""
         if not turns:
             return []
-        ids = _cut(self._within, turns, is_text=True)
-        offsets = torch.tensor([0, *map(len, ids)]).cumsum(0)
-        ends = token_boundaries(self.vocabulary, torch.cat(ids), offsets, [turn.encode() for turn in turns]).boundaries
-        return list(zip(ids, torch.tensor_split(ends, offsets[1:-1]), strict=True))
+        self._within.encode_special_tokens = True
+        cut = self._within.encode_batch(list(turns), add_special_tokens=False)
+        read = place_tokens(self.vocabulary, turns, [c.ids for c in cut], lambda: [c.offsets for c in cut])
+        edges = read.doc_offsets[1:-1]
+        columns = (torch.tensor_split(column, edges) for column in (read.ids, read.boundaries))
+        return list(zip(*columns, strict=True))
 
     def _count_ending(self, behind: Tensor) -> int:
         """How many of the tokens behind a turn end it: one, or those through a special one that follows whitespace."""

@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _WINDOW_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
-
 _LARGEST = {"num_hidden_layers": 10_000, "hidden_size": 1_000_000, "vocab_size": 10_000_000}
-
 
 one_at_a_time = threading.RLock()
 """transformers patches torch for the whole process while it builds a model, and its lazy imports race: two threads at
@@ -198,9 +196,7 @@ def load_tokenizer(folder: Path, name: str = "") -> "PreTrainedTokenizerFast":
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
-    except (
-        Exception
-    ) as error:  # what a broken tokenizer raises depends on its kind: anything from KeyError to pyo3's own
+    except Exception as error:  # depends on the broken tokenizer's kind: anything from KeyError to pyo3's own
         raise ValueError(
             f"{name}: expected tokenizer files (tokenizer.json), found none that can be read: {_first_line(error)}"
         ) from error
@@ -269,14 +265,23 @@ def encode_documents(
     def join(parts: list[list[Any]], at_begin: list[Any], at_end: list[Any]) -> list[list[Any]]:  # ids, or their spans
         return [at_begin + part + (at_end if is_end else []) for part, is_end in zip(parts, ends, strict=True)]
 
-    documents = join([e.ids for e in encodings], begin, end)
+    return place_tokens(
+        vocabulary,
+        texts,
+        join([e.ids for e in encodings], begin, end),
+        lambda: join([e.offsets for e in encodings], [(0, 0)] * len(begin), [(0, 0)] * len(end)),
+    )
+
+
+def place_tokens(
+    vocabulary: Vocabulary, texts: Sequence[str], documents: list[list[int]], spans: Callable[[], list[list[Any]]]
+) -> Tokens:
+    """The tokens of texts from their ids, with boundaries; the tokenizer's own spans are asked for only at need."""
     ids, offsets = _concatenate(documents), torch.tensor([0, *map(len, documents)]).cumsum(0)
     contents = [text.encode() for text in texts]
     places = token_boundaries(vocabulary, ids, offsets, contents)
     if places.differs_at:  # the tokenizer changed a text: only its own offsets can tell where tokens end there
-        no_span = (0, 0)
-        spans = join([e.offsets for e in encodings], [no_span] * len(begin), [no_span] * len(end))
-        places = token_boundaries(vocabulary, ids, offsets, contents, _concatenate(spans).reshape(-1, 2))
+        places = token_boundaries(vocabulary, ids, offsets, contents, _concatenate(spans()).reshape(-1, 2))
     return Tokens(ids=ids, boundaries=places.boundaries, doc_offsets=offsets)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from fusion_core.distributions import TopK, reduce_logits
 from fusion_core.types import NO_BOUNDARY, Scored
@@ -98,6 +99,19 @@ def test_boundaries_are_the_same_whatever_the_template(encoder: Encoder) -> None
     for column in ("ids", "boundaries"):
         assert torch.equal(*(getattr(read.tokens, column)[read.is_text] for read in (one, other)))
     assert set(one.tokens.boundaries.tolist()) == set(other.tokens.boundaries.tolist())
+
+
+def test_a_tokenizer_that_changes_text_tells_where_its_tokens_end_in_turns_too(encoder: Encoder) -> None:
+    tokenizer = encoder.tokenizer
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    changed = Encoder("changed", Path(), tokenizer, vocabulary_of(tokenizer))
+    said = "the cafe\u0301 and the quick dog jumps over the lazy fox"
+    chat = changed([read_conversation([*CHAT[:2], {"role": "assistant", "content": said}], "chat")])
+    plain = changed([Document("1" * 16, said, "text")])
+    found, expected = (set(read.tokens.boundaries.tolist()) for read in (chat, plain))
+    assert len(said.encode()) in found
+    assert expected - found <= {NO_BOUNDARY}
+    assert len(found) > 5
 
 
 def test_learned_are_the_text_and_the_token_that_ends_each_turn(encoder: Encoder) -> None:
