@@ -3,7 +3,9 @@
 What the template and other speakers say has no bytes. Of the tokens before a turn the last one stands where the turn
 begins, as the begin token of a plain document does, and so the turn before it ends without a boundary, the last turn
 excepted. A turn is cut by itself, as generated text is: without a prefix space, and not merged with what is around it.
-So its boundaries are the same whatever the template.
+So its boundaries are the same whatever the template. Other messages go through the template, and are cut with it, but
+for those with what looks like a special token: it is text there as in any text. (Roles, names and calls are the
+template's to show.)
 
 Compared and fused is the text alone. Learned by language modelling is what ends each turn too: the token behind it, and
 where that is whitespace the special token behind it.
@@ -24,7 +26,7 @@ from fusion_core.distributions import take_rows
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import ModelRef, TokenizerRef
-from tasks.corpora.conversations import find_turns
+from tasks.corpora.conversations import Message, find_turns
 from tasks.corpora.documents import Document
 from tasks.models.chat_template import render_around
 from tasks.models.folders import (
@@ -121,23 +123,50 @@ class Encoder:
     def _encode_chats(self, pieces: Sequence[Document]) -> Iterator[tuple[Tensor, ...]]:
         """Ids, boundaries, is_text and is_learned of each conversation."""
         chats = [json.loads(piece.messages) for piece in pieces]
-        turns = [[chat[n]["content"] for n in find_turns(chat)] for chat in chats]
-        around = [render_around(self.tokenizer, chat, find_turns(chat)) for chat in chats]
-        before = iter(_cut(self._begin, [parts[0] for parts in around], is_text=False))
-        behind = iter(_cut(self._within, [part for parts in around for part in parts[1:]], is_text=False))
+        numbers = [find_turns(chat) for chat in chats]
+        turns = [[chat[n]["content"] for n in of_chat] for chat, of_chat in zip(chats, numbers, strict=True)]
+        shown = zip(chats, numbers, self._find_forged(chats, numbers), strict=True)
+        around = self._cut_around([render_around(self.tokenizer, *one) for one in shown])
         said = iter(self._encode_turns([turn for of_chat in turns for turn in of_chat]))
         for of_chat in turns:
-            parts = [_around(next(before), 0, 0)]
+            parts = [_around(next(around), 0, 0)]
             place = 0
             for turn in of_chat:
                 ids, ends = next(said)
                 ends = torch.where(ends == NO_BOUNDARY, ends, ends + place)
                 place += len(turn.encode())
-                is_turn, rest = torch.ones_like(ids, dtype=torch.bool), next(behind)
+                is_turn, rest = torch.ones_like(ids, dtype=torch.bool), next(around)
                 parts += [(ids, ends, is_turn, is_turn), _around(rest, place, self._count_ending(rest))]
             parts[-1][1].fill_(NO_BOUNDARY)  # nothing begins behind the last turn
             ids, boundaries, is_text, is_learned = (torch.cat(column) for column in zip(*parts, strict=True))
             yield ids, _keep_last(boundaries), is_text, is_learned
+
+    def _find_forged(self, chats: Sequence[list[Message]], turns: Sequence[list[int]]) -> list[list[int]]:
+        """Of each conversation the messages, turns excepted, with what looks like a special token."""
+        others = [
+            [n for n, message in enumerate(chat) if message.get("content") and n not in of_chat]
+            for chat, of_chat in zip(chats, turns, strict=True)
+        ]
+        texts = [chat[number]["content"] for chat, numbers in zip(chats, others, strict=True) for number in numbers]
+        cut = iter(_cut(self._within, texts, is_text=False))
+        return [
+            [n for n in numbers if bool((self.vocabulary.surface_lengths[next(cut)] == 0).any())] for numbers in others
+        ]
+
+    def _cut_around(self, around: Sequence[list[list[str]]]) -> Iterator[Tensor]:
+        """Ids of what is before and behind turns, one conversation after the other."""
+        texts = [
+            text for chat in around for number, block in enumerate(chat) for text in block[0 if number else 2 :: 2]
+        ]
+        begins = iter(_cut(self._begin, [chat[0][0] for chat in around], is_text=False))
+        own = iter(_cut(self._within, texts, is_text=False))
+        words = iter(_cut(self._within, [w for chat in around for block in chat for w in block[1::2]], is_text=True))
+        for chat in around:
+            for number, block in enumerate(chat):
+                parts = [next(own if number else begins)]
+                for _ in block[1::2]:
+                    parts += [next(words), next(own)]
+                yield torch.cat(parts)
 
     def _encode_turns(self, turns: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
         """Ids of each turn, and where they end in it."""

@@ -1,5 +1,6 @@
 """What a model's chat template puts around the turns of a conversation."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,7 @@ ChatTemplate = Annotated[
 ]
 _FILE = "chat_template.jinja"
 _MARK = "\ue000{}\ue001"  # of private characters, which no template changes and hardly a text has
+_MARKED = re.compile("(\ue000[0-9]+\ue001)")
 _SAME_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # a conversation must read tomorrow as today
 
 
@@ -62,31 +64,41 @@ def render_around(
     tokenizer: "PreTrainedTokenizerFast",
     messages: Sequence[Mapping[str, Any]],  # Any: what templates read differs
     turns: Sequence[int],
-) -> list[str]:
-    """The text before each of the turns, named by the number of their message, and what follows the last.
+    words: Sequence[int] = (),
+) -> list[list[str]]:
+    """What is before each of the turns, named by the number of their message, and what follows the last.
 
-    The template sees a mark in the place of what a turn says. So a turn stays as it is, whatever a template does to
+    Each is the template's own text and, at odd places, what the messages `words` say.
+
+    The template sees a mark in the place of what such messages say. So it stays as it is, whatever a template does to
     some (it may trim them, or take the reasoning out of all but the last). Templates that tell the date tell a
     fixed one.
 
     Raises:
         ValueError: the template refuses the messages, or doesn't show each turn once and in order.
     """
-    marks = {message: _MARK.format(message) for message in turns}
-    shown = [dict(m) | ({"content": marks[n]} if n in marks else {}) for n, m in enumerate(messages)]
+    marks = {_MARK.format(number): number for number in (*turns, *words)}
+    shown = [dict(message) for message in messages]
+    for mark, number in marks.items():
+        shown[number]["content"] = mark
     try:
         template = _SAME_DAY + tokenizer.get_chat_template()
-        rest = str(tokenizer.apply_chat_template(shown, chat_template=template, tokenize=False))
+        rendered = str(tokenizer.apply_chat_template(shown, chat_template=template, tokenize=False))
     except Exception as error:  # a template raises what its author chose
         raise ValueError(f"the chat template refuses the conversation: {error}") from error
-    around = []
-    for message, mark in marks.items():
-        before, found, after = rest.partition(mark)
-        if not found or mark in after:
-            raise ValueError(
-                f"expected the chat template to show every turn of the assistant once and in order, found message "
-                f"{message} {rest.count(mark)} times"
-            )
-        around.append(before)
-        rest = after
-    return [*around, rest]
+    around, found = [[""]], []
+    for piece in _MARKED.split(rendered):
+        number = marks.get(piece, -1)
+        if number in turns:
+            found.append(number)
+            around.append([""])
+        elif number in words:
+            around[-1] += [messages[number]["content"], ""]
+        else:
+            around[-1][-1] += piece
+    if found != list(turns):
+        raise ValueError(
+            f"expected the chat template to show the assistant's turns, messages {list(turns)}, once and in order, "
+            f"found {found}"
+        )
+    return around
