@@ -28,6 +28,8 @@ def encode_readable(
 
     try:
         read = encode_rest()
+    except MemoryError:
+        raise
     except Exception:  # what a tokenizer raises depends on its kind
         problems |= _untokenisable(encode, pieces)
         if not problems:
@@ -70,6 +72,8 @@ def _untokenisable(encode: Encode, pieces: Sequence[Document]) -> dict[int, Prob
     for number, piece in enumerate(pieces):
         try:
             encode([piece])
+        except MemoryError:
+            raise
         except Exception as error:  # as above
             reason = " ".join(str(error).split())[:200]
             way_out = "leave it out of the corpus" + ", or set chat_template for this model" * bool(piece.messages)

@@ -1,5 +1,6 @@
 """What a model's chat template puts around the turns of a conversation."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ ChatTemplate = Annotated[
     ),
 ]
 _FILE = "chat_template.jinja"
+_MOST, _PREAMBLE = 64, 1024
 _MARK = "\ue000{}\ue001"  # of private characters, which no template changes and hardly a text has
 _MARKED = re.compile("(\ue000[0-9]+\ue001)")
 _SAME_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}\n"  # a conversation must read tomorrow as today
@@ -75,7 +77,8 @@ def render_around(
     fixed one.
 
     Raises:
-        ValueError: the template refuses the messages, or doesn't show each turn once and in order.
+        ValueError: the template refuses the messages, makes far too much of them, or doesn't show each turn once and
+            in order.
     """
     marks = {_MARK.format(number): number for number in (*turns, *words)}
     shown = [dict(message) for message in messages]
@@ -84,8 +87,16 @@ def render_around(
     try:
         template = _SAME_DAY + tokenizer.get_chat_template()
         rendered = str(tokenizer.apply_chat_template(shown, chat_template=template, tokenize=False))
+    except MemoryError:
+        raise
     except Exception as error:  # a template raises what its author chose
         raise ValueError(f"the chat template refuses the conversation: {error}") from error
+    said = len(json.dumps(messages))
+    if len(rendered) > _MOST * (said + _PREAMBLE):
+        raise ValueError(
+            f"expected the chat template to make at most {_MOST} times as much of {said:,} characters of messages and "
+            f"{_PREAMBLE:,} of its own, found {len(rendered):,}"
+        )
     around, found = [[""]], []
     for piece in _MARKED.split(rendered):
         number = marks.get(piece, -1)

@@ -205,6 +205,7 @@ def test_a_date_in_a_template_is_the_same_every_day(encoder: Encoder) -> None:
     [
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "found [2, 2, 4, 4]"),
         ("{{ messages[-1].content }}", "found [4]"),
+        ("{{ 'x' * 1000000 }}", "found 1,000,000"),
         ("{{ raise_exception('no system role') }}", "refuses the conversation: no system role"),
     ],
 )
@@ -219,6 +220,12 @@ def test_a_conversation_that_the_template_cannot_show_is_quarantined_by_itself(
     assert encoded.tokens.doc_offsets.diff()[1] == 1
     with pytest.raises(ValueError, match=re.escape(sentence)):
         encoder(pieces)
+
+
+def test_memory_that_runs_out_is_no_conversations_fault(encoder: Encoder) -> None:
+    encoder.tokenizer.chat_template = "{{ 'x' * 2 ** 62 }}"
+    with pytest.raises(MemoryError):
+        encode_readable(encoder, [read_conversation(CHAT, "chat")], None)
 
 
 def test_a_model_without_a_template_is_refused_by_name_with_the_way_out(encoder: Encoder) -> None:
