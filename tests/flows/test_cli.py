@@ -14,6 +14,7 @@ import pytest
 from flows.cli.launch import runtime_of
 from flows.recipe import load_recipe
 from flows.recipe_files import RecipeError
+from tasks.models.folders import HubModel
 from tests.conftest import ModelFactory
 from tests.flows.conftest import Bench, Cli
 
@@ -252,10 +253,7 @@ def test_init_writes_a_commented_recipe_that_loads(cli: Cli, tmp_path: Path, tin
     models = ("Qwen/Qwen3-8B-Base@main", str(folder), "other/Qwen3-8B-Base")
     assert cli("init", *models, "--target", "meta-llama/Llama-3.1-8B", "-o", output).code == 0
     recipe = load_recipe(str(output))
-    assert recipe.target.model.model_dump() == {"kind": "hub", "id": "meta-llama/Llama-3.1-8B"} | {
-        "revision": "main",
-        "trust_remote_code": False,
-    }
+    assert recipe.target.model == HubModel(id="meta-llama/Llama-3.1-8B", revision="main")
     assert [source.model.kind for source in recipe.sources] == ["hub", "local", "hub"]
     assert len({source.name for source in recipe.sources}) == 3
     assert sum("#" in line for line in output.read_text().splitlines()) >= 10
