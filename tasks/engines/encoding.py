@@ -73,12 +73,17 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model's tokenizer and chat template. name: how messages call the model."""
+    """A model's tokenizer and chat template.
+
+    name: how messages call the model.
+    window: tokens that the model reads at most; None when its config names no limit, and of a tokenizer alone.
+    """
 
     name: str
-    folder: Path
+    folder: Path  # as it was fetched: a narrow cache may let go of it
     tokenizer: "PreTrainedTokenizerFast"
     vocabulary: Vocabulary
+    window: int | None
 
     @classmethod
     def load(cls, store: Store, model: ModelRef | TokenizerRef) -> Self:
@@ -86,12 +91,9 @@ class Encoder:
         folder, manifest = store.fetch(model), store.manifest(model)
         facts = manifest.facts if manifest else {}
         tokenizer = load_tokenizer(folder)
-        return cls(str(facts.get("id") or facts.get("path") or model), folder, tokenizer, vocabulary_of(tokenizer))
-
-    @cached_property
-    def window(self) -> int | None:
-        """Tokens that the model reads at most; None when its config names no limit."""
-        return context_window(load_config(self.folder))
+        window = context_window(load_config(folder)) if isinstance(model, ModelRef) else None
+        name = str(facts.get("id") or facts.get("path") or model)
+        return cls(name, folder, tokenizer, vocabulary_of(tokenizer), window)
 
     def check(self, pieces: Sequence[Document]) -> None:
         """Raises `ValueError` for conversations where the model has no chat template."""

@@ -54,5 +54,5 @@ def test_steps_go_on_without_prefects_server_and_the_run_ends_with_a_sentence(tm
     assert done.stdout == "8\n", done.stderr[-2000:]
     assert done.returncode == 1
     said = f"error: expected Prefect's server {url} to hear how the run ended, found no answer"
-    assert any(line.startswith(said) for line in done.stderr.splitlines()), done.stderr[-2000:]
+    assert said in done.stderr  # Prefect's own words before it may lack a line break
     assert time.monotonic() - clock < 60

@@ -191,7 +191,7 @@ TEXTS: dict[str, tuple[str, str | bytes | Harm, str]] = {
     ),
     "numbers for lines": ("jsonl", "3\n", r"line 1: expected a JSON object per line \(jsonl\), found int"),
     "nothing for text": ("jsonl", '{"text": null}\n', "row 0: expected text in column 'text', found NoneType"),
-    "lists without end": ("jsonl", '{"text":' + "[" * 5000, "expected jsonl .*none that can be read"),
+    "lists without end": ("jsonl", '{"text":' + "[" * 5000, "line 1: expected a JSON object .* nested too deep"),
     "another encoding of lines": (
         "jsonl",
         b'{"text": "\xff"}\n',

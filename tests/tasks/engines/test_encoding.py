@@ -46,7 +46,7 @@ def encoder(request: pytest.FixtureRequest) -> Encoder:
     make: ModelFactory = request.getfixturevalue(request.param)
     tokenizer = load_tokenizer(make())
     tokenizer.chat_template = TEMPLATES[request.param]
-    return Encoder(request.param, Path(), tokenizer, vocabulary_of(tokenizer))
+    return Encoder(request.param, Path(), tokenizer, vocabulary_of(tokenizer), None)
 
 
 def _slow(encoder: Encoder, document: Document) -> tuple[list[int], list[int], list[bool]]:
@@ -105,7 +105,7 @@ def test_boundaries_are_the_same_whatever_the_template(encoder: Encoder) -> None
 def test_a_tokenizer_that_changes_text_tells_where_its_tokens_end_in_turns_too(encoder: Encoder) -> None:
     tokenizer = encoder.tokenizer
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    changed = Encoder("changed", Path(), tokenizer, vocabulary_of(tokenizer))
+    changed = Encoder("changed", Path(), tokenizer, vocabulary_of(tokenizer), None)
     said = "the cafe\u0301 and the quick dog jumps over the lazy fox"
     chat = changed([read_conversation([*CHAT[:2], {"role": "assistant", "content": said}], "chat")])
     plain = changed([Document("1" * 16, said, "text")])

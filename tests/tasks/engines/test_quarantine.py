@@ -24,7 +24,7 @@ def _tokenizer(tiny_neox: ModelFactory) -> Any:
 
 
 def _encode(tokenizer: Any) -> Encoder:
-    return Encoder("tiny", Path(), tokenizer, vocabulary_of(tokenizer))
+    return Encoder("tiny", Path(), tokenizer, vocabulary_of(tokenizer), None)
 
 
 def test_pieces_over_the_window_are_read_as_their_begin_token(tiny_neox: ModelFactory) -> None:
