@@ -1,15 +1,21 @@
-"""Extracting against the bare forward pass of the same model on the same batches: tokens per second, and memory."""
+"""Extracting against the bare forward pass of the same model on the same batches: tokens per second, and memory.
+
+MFU is the share of the device's arithmetic that extraction puts into the model's own: the forward pass's operations per
+second, in those of one large product of matrices of the same dtype, run beside it.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fusion_core.distributions import TopK
 from fusion_core.types import Tokens
 from tasks.engines import ModelScorer, pad_batch, plan_batches, score_tokens
-from tests.bench.rows import Action, Row, Skip, measure_peak, race
+from tests.bench.rows import Action, Row, Skip, measure_peak, race, time_once
 
 _HIDDEN, _LAYERS, _KEPT, _LENGTH = 512, 8, 10, 256
 
@@ -34,9 +40,10 @@ def _compare(device: str, dtype: torch.dtype, vocab: int, documents: int, limit:
     seconds, twin_seconds = race(extract, forward(), 2, device)
     again, body_seconds = race(extract, body(), 1, device)
     tokens = documents * _LENGTH
+    mfu = _count_operations(forward()) / seconds / _multiply_matrices(device, dtype)
     twin = (
         f"forward alone; {tokens / seconds:,.0f} against {tokens / twin_seconds:,.0f} tokens/s, "
-        f"{again / body_seconds:.2f} x of hidden states alone"
+        f"{again / body_seconds:.2f} x of hidden states alone; MFU {mfu:.2f}"
     )
     name = f"extraction, {device}, H {_HIDDEN}, V {vocab}, k {_KEPT}"
     return Row(name, seconds, twin, twin_seconds, float("nan"), f"<= {limit:.3f} x")
@@ -71,6 +78,21 @@ def _prepare(device: str, dtype: torch.dtype, vocab: int, documents: int, act: A
         scorer = ModelScorer(model, TopK(k=_KEPT), vocab, batch_tokens=batch_tokens)
         return partial(score_tokens, scorer, tokens, vocab)
     return partial(_run_batches, model, tokens, batch_tokens, act)
+
+
+def _count_operations(forward: Action) -> int:
+    # Fused attention isn't counted on CPUs.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward()
+    return int(counter.get_total_flops())
+
+
+def _multiply_matrices(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of a product of square matrices."""
+    size = 8192 if device == "cuda" else 2048
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = min(time_once(lambda: matrix @ matrix, device) for _ in range(5))
+    return 2 * size**3 / seconds
 
 
 def _run_batches(model: Any, tokens: Tokens, batch_tokens: int, act: Act) -> None:
