@@ -1,8 +1,8 @@
-"""Conversations as documents: all their messages, and the text among them, which is what the assistant says.
+"""Conversations as documents: all that models read of them, and their text, which is what the assistant says.
 
 The text is all of the assistant's turns, joined; a message that calls tools is none, whatever it says besides. So the
 text, and with it every byte that is compared, learned or paid for, is the same for all models, whatever their chat
-templates put around it (`tasks.engines.encoding`).
+templates put around it (`tasks.engines.encoding`). The tools that a conversation offers are around it too.
 """
 
 import json
@@ -12,16 +12,20 @@ from typing import Any
 from tasks.corpora.documents import Document, text_id
 
 Message = Mapping[str, Any]  # Any: what templates read differs: content, tool calls and their arguments
+Tool = Mapping[str, Any]  # Any: a JSON schema
 
 _READ_BY_TEMPLATES = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
 _MAX_DEPTH = 32
 
 
-def read_conversation(messages: list[Any], domain: str, *, padded: bool = False) -> Document:
-    """The document that a list of messages is; its id is a digest of all that templates read of them.
+def read_conversation(
+    messages: list[Any], domain: str, tools: Sequence[Tool] = (), *, padded: bool = False
+) -> Document:
+    """The document that a list of messages is; its id is a digest of all that templates read of them and of the tools.
 
     Other fields are left out, and those that are null; the older `function_call` becomes one of `tool_calls`.
 
+    tools: that the assistant may call, as `read_tools` gives them.
     padded: the messages come from a table, where every field is in every row: what is null within a field was never
         there. Elsewhere it is what somebody wrote, such as an argument of a tool.
 
@@ -29,8 +33,43 @@ def read_conversation(messages: list[Any], domain: str, *, padded: bool = False)
     """
     read = [_read_message(message, number, padded) for number, message in enumerate(messages)]
     kept = json.dumps(read, ensure_ascii=False, sort_keys=True)
+    if tools:  # not sorted: models have learned to read the name first
+        kept = f'{{"messages": {kept}, "tools": {json.dumps(tools, ensure_ascii=False)}}}'
     text = "".join(read[number]["content"] for number in find_turns(read))
     return Document(text_id(kept), text, domain, messages=kept)
+
+
+def read_tools(value: object, *, padded: bool = False) -> list[Tool]:
+    """The definitions of tools in a row's column: a list, or one written as JSON; none for null and empty text.
+
+    A function without an envelope becomes the `function` of a tool, as most models have learned to read them.
+
+    padded: as for `read_conversation`; what is written as JSON never is.
+
+    Raises `ValueError` for anything else, for definitions that aren't objects, and for what JSON or UTF-8 can't say.
+    """
+    if isinstance(value, str):
+        value, padded = _parse(value), False
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(
+            f"expected a list of tools, found {type(value).__name__}; set tools_field, or mend or remove the row"
+        )
+    if odd := [number for number, tool in enumerate(value) if not isinstance(tool, dict)]:
+        raise ValueError(
+            f"expected objects as the tools, found {type(value[odd[0]]).__name__} as tool {odd[0]}; mend or remove "
+            "the row"
+        )
+    tools = [_copy(tool, f"definition of tool {number}", padded) for number, tool in enumerate(value)]
+    json.dumps(tools, ensure_ascii=False).encode()  # raises here, where the column is known
+    return [tool if {"type", "function"} & tool.keys() else {"type": "function", "function": tool} for tool in tools]
+
+
+def messages_and_tools(document: Document) -> tuple[list[Message], list[Tool]]:
+    """All messages of a conversation, and the tools that it offers."""
+    read = json.loads(document.messages)
+    return (read["messages"], read["tools"]) if isinstance(read, dict) else (read, [])
 
 
 def find_turns(messages: Sequence[Message]) -> list[int]:
@@ -43,22 +82,35 @@ def find_turns(messages: Sequence[Message]) -> list[int]:
 
 
 def exchange(document: Document) -> str:
-    """What user and assistant say in a conversation, without what many share, such as the system's message.
+    """What user and assistant say in a conversation, without what many share: the system's message, and the tools.
 
     Of a plain document its text.
     """
     if not document.messages:
         return document.text
-    messages = json.loads(document.messages)
+    messages, _ = messages_and_tools(document)
     return "\n".join(m["content"] for m in messages if m["role"] in ("user", "assistant") and m.get("content"))
 
 
 def all_words(document: Document) -> str:
-    """What everybody in a document says, a line per content, name or argument; a plain document's text."""
+    """What everybody in a document says and its tools' definitions do, for a model reads them all; a plain one's text.
+
+    A line per content, name, argument or description.
+    """
     if not document.messages:
         return document.text
-    messages = json.loads(document.messages)
-    return "\n".join(_leaves([{**message, "role": None} for message in messages]))
+    messages, tools = messages_and_tools(document)
+    return "\n".join(_leaves([{**message, "role": None} for message in messages] + [*tools]))
+
+
+def _parse(tools: str) -> object:
+    try:
+        return json.loads(tools.strip() or "null")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"expected a list of tools, or one as JSON, found text that isn't JSON ({error}); set tools_field, or mend "
+            "or remove the row"
+        ) from error
 
 
 def _read_message(message: Any, number: int, padded: bool) -> dict[str, Any]:

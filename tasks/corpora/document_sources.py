@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from fusion_core.spec import PINNED, Name, Spec
+from fusion_core.spec import LATER, PINNED, Name, Spec
 from tasks.artifacts import TextsRef
-from tasks.corpora.conversations import read_conversation
+from tasks.corpora.conversations import Tool, read_conversation, read_tools
 from tasks.corpora.document_files import FileFormat, content_mark, expand_paths, read_rows, read_text
 from tasks.corpora.documents import Document, text_id
 from tasks.models.hub import check_repo_id, check_revision, resolve_commit
@@ -18,6 +18,17 @@ from tasks.storage.store import Store
 
 Placed = tuple[str, Document]
 """Where a document was found, for messages, and the document."""
+
+ToolsField = Annotated[
+    str | None,
+    AfterValidator(lambda name: name or None),
+    LATER,
+    Field(
+        title="Tools column",
+        description="The column that holds the tools of a conversation, which chat templates show before it: a list of "
+        "JSON schemas of functions, or one written as JSON; null: no tools. Empty: none is read.",
+    ),
+]
 
 
 class Installed(Spec):
@@ -50,6 +61,7 @@ class HubDataset(Spec):
         title="Text column",
         description="The column that holds the text, or a conversation: a list of messages with role and content.",
     )
+    tools_field: ToolsField = None
     domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
@@ -71,6 +83,7 @@ class Files(Spec):
         description="In JSONL and Parquet, the column that holds the text, or a conversation: a list of messages with "
         "role and content, of which models are compared on what the assistant says.",
     )
+    tools_field: ToolsField = None
     domain: Name = Field("text", title="Domain", description="The name under which evaluation reports these documents.")
 
 
@@ -194,7 +207,7 @@ def _read_hub(source: HubDataset, commit: str) -> Iterator[Placed]:
     from datasets import load_dataset
 
     rows = load_dataset(source.id, source.config, split=source.split, revision=commit, streaming=True)
-    yield from _rows(f"{source.id} ({source.split})", rows, source.text_field, source.domain, padded=True)
+    yield from _rows(f"{source.id} ({source.split})", rows, source, padded=True)
 
 
 def _read_files(source: Files) -> Iterator[Placed]:
@@ -207,30 +220,49 @@ def _read_file(path: str, source: Files) -> Iterator[Placed]:
         text = read_text(path)
         yield path, Document(text_id(text), text, source.domain)
     else:
-        rows = read_rows(path, source.format, (source.text_field,))
-        yield from _rows(path, rows, source.text_field, source.domain, padded=source.format == "parquet")
+        columns = tuple(filter(None, (source.text_field, source.tools_field)))
+        rows = read_rows(path, source.format, columns)
+        yield from _rows(path, rows, source, padded=source.format == "parquet")
 
 
 def _rows(
-    where: str, rows: Iterable[dict[str, object]], text_field: str, domain: str, *, padded: bool
+    where: str, rows: Iterable[dict[str, object]], source: HubDataset | Files, *, padded: bool
 ) -> Iterator[Placed]:
     for number, row in enumerate(rows):
         place = f"{where}, row {number}"
-        value = row.get(text_field)
+        value = row.get(source.text_field)
         if not isinstance(value, str | list):
-            found = f"columns {', '.join(row)}" if text_field not in row else type(value).__name__
-            raise ValueError(f"{place}: expected text in column {text_field!r}, found {found}; set text_field")
-        try:
+            found = f"columns {', '.join(row)}" if source.text_field not in row else type(value).__name__
+            raise ValueError(f"{place}: expected text in column {source.text_field!r}, found {found}; set text_field")
+        tools = _tools(place, row, source.tools_field, padded)
+        with _read_from(place, source.text_field):
             if isinstance(value, str):
-                document = Document(text_id(value), value, domain)
+                document = Document(text_id(value), value, source.domain)
             else:
-                document = read_conversation(value, domain, padded=padded)
-        except UnicodeEncodeError as error:  # JSON can write what UTF-8 can't
-            raise ValueError(
-                f"{place}: expected text that UTF-8 can hold, found a lone surrogate "
-                f"U+{ord(error.object[error.start]):04X} at character {error.start} of {text_field!r}; mend or remove "
-                "the row"
-            ) from error
-        except ValueError as error:
-            raise ValueError(f"{place}, column {text_field!r}: {error}") from error
+                document = read_conversation(value, source.domain, tools, padded=padded)
         yield place, document
+
+
+def _tools(place: str, row: dict[str, object], column: str | None, padded: bool) -> list[Tool]:
+    if column is None:
+        return []
+    if padded and column not in row:  # a table's rows have all its columns, those of JSONL what they need
+        raise ValueError(
+            f"{place}: expected tools in column {column!r}, found columns {', '.join(row)}; set tools_field"
+        )
+    with _read_from(place, column):
+        return read_tools(row.get(column), padded=padded)
+
+
+@contextlib.contextmanager
+def _read_from(place: str, column: str) -> Iterator[None]:
+    """A block that reads a column of a row, which its errors name."""
+    try:
+        yield
+    except UnicodeEncodeError as error:  # JSON can write what UTF-8 can't
+        raise ValueError(
+            f"{place}: expected text that UTF-8 can hold, found a lone surrogate "
+            f"U+{ord(error.object[error.start]):04X} at character {error.start} of {column!r}; mend or remove the row"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{place}, column {column!r}: {error}") from error

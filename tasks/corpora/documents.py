@@ -15,7 +15,7 @@ SHARDS = "shards.json"
 class Document:
     """A piece of a document: `final` when the document ends with it. `id` is the document's, shared by its pieces.
 
-    messages: all of a conversation, as JSON; it is never cut, and its `text` is what the assistant says
+    messages: all of a conversation, tools included, as JSON; it is never cut, and its `text` is what the assistant says
         (`tasks.corpora.conversations`). Empty for plain text.
     """
 
@@ -27,7 +27,7 @@ class Document:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that a model reads: of the text, or of all messages."""
+        """Bytes that a model reads: of the text, or of all messages and tools."""
         return len((self.messages or self.text).encode())
 
 

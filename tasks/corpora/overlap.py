@@ -4,7 +4,8 @@ Both compare n-grams of words, lower-cased and without punctuation, as 64-bit ha
 process. In scripts that set no spaces between words, each character counts as one word.
 
 Of conversations, near duplicates and held-out text are what user and assistant say: what the system says is shared by
-many. Held-out text is looked for in all that anybody says, and in the exchange and the assistant's text by themselves.
+many, and so are tools. Held-out text is looked for in all that anybody says and the definitions of tools do, and in the
+exchange and the assistant's text by themselves.
 """
 
 import functools

@@ -4,14 +4,13 @@ What the template and other speakers say has no bytes. Of the tokens before a tu
 begins, as the begin token of a plain document does, and so the turn before it ends without a boundary, the last turn
 excepted. A turn is cut by itself, as generated text is: without a prefix space, and not merged with what is around it.
 So its boundaries are the same whatever the template. Other messages go through the template, and are cut with it, but
-for those with what looks like a special token: it is text there as in any text. (Roles, names and calls are the
-template's to show.)
+for those with what looks like a special token: it is text there as in any text, and in the definitions of tools.
+(Roles, names and calls are the template's to show.)
 
 Compared and fused is the text alone. Learned by language modelling is what ends each turn too: the token behind it, and
 where that is whitespace the special token behind it.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from fusion_core.distributions import take_rows
 from fusion_core.types import NO_BOUNDARY, Scored, Tokens
 from fusion_core.vocabulary import Vocabulary
 from tasks.artifacts import ModelRef, TokenizerRef
-from tasks.corpora.conversations import Message, find_turns
+from tasks.corpora.conversations import Message, find_turns, messages_and_tools
 from tasks.corpora.documents import Document
 from tasks.models.chat_template import render_around
 from tasks.models.folders import (
@@ -122,13 +121,20 @@ class Encoder:
         offsets = torch.tensor([0, *(len(document[0]) for document in documents)]).cumsum(0)
         return Encoded(Tokens(ids, boundaries, offsets), is_text, is_learned)
 
+    def count_unseen_tools(self, pieces: Sequence[Document]) -> int:
+        """How many conversations offer tools that the model never reads of: its chat template doesn't mention any."""
+        if "tools" in str(self.tokenizer.chat_template):
+            return 0
+        return sum(bool(piece.messages and messages_and_tools(piece)[1]) for piece in pieces)
+
     def _encode_chats(self, pieces: Sequence[Document]) -> Iterator[tuple[Tensor, ...]]:
         """Ids, boundaries, is_text and is_learned of each conversation."""
-        chats = [json.loads(piece.messages) for piece in pieces]
+        read = [messages_and_tools(piece) for piece in pieces]
+        chats, tools = [messages for messages, _ in read], [offered for _, offered in read]
         numbers = [find_turns(chat) for chat in chats]
         turns = [[chat[n]["content"] for n in of_chat] for chat, of_chat in zip(chats, numbers, strict=True)]
-        shown = zip(chats, numbers, self._find_forged(chats, numbers), strict=True)
-        around = self._cut_around([render_around(self.tokenizer, *one) for one in shown])
+        shown = zip(chats, numbers, self._find_forged(chats, numbers), tools, strict=True)
+        around = self._cut_around([render_around(self.tokenizer, *one, self._special) for one in shown])
         said = iter(self._encode_turns([turn for of_chat in turns for turn in of_chat]))
         for of_chat in turns:
             parts = [_around(next(around), 0, 0)]
@@ -186,6 +192,12 @@ class Encoder:
         is_special = self.vocabulary.surface_lengths[behind] == 0
         first = int(is_special.int().argmax()) if is_special.any() else 0
         return 1 if self.vocabulary.join_surfaces(behind[:first]).tobytes().strip() else first + 1
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """What special tokens look like."""
+        added = self.tokenizer.added_tokens_decoder
+        return [token.content for number, token in added.items() if self.vocabulary.surface_lengths[number] == 0]
 
     @cached_property
     def _begin(self) -> "Tokenizer":

@@ -67,13 +67,16 @@ def render_around(
     messages: Sequence[Mapping[str, Any]],  # Any: what templates read differs
     turns: Sequence[int],
     words: Sequence[int] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+    special: Sequence[str] = (),
 ) -> list[list[str]]:
     """What is before each of the turns, named by the number of their message, and what follows the last.
 
-    Each is the template's own text and, at odd places, what the messages `words` say.
+    Each is the template's own text and, at odd places, what the messages `words` say, or what of `special` stands in
+    the definitions of tools.
 
-    The template sees a mark in the place of what such messages say. So it stays as it is, whatever a template does to
-    some (it may trim them, or take the reasoning out of all but the last). Templates that tell the date tell a
+    The template sees a mark in the place of all of these and of turns. So they stay as they are, whatever a template
+    does to some (it may trim them, or take the reasoning out of all but the last). Templates that tell the date tell a
     fixed one.
 
     Raises:
@@ -84,14 +87,14 @@ def render_around(
     shown = [dict(message) for message in messages]
     for mark, number in marks.items():
         shown[number]["content"] = mark
-    try:
-        template = _SAME_DAY + tokenizer.get_chat_template()
-        rendered = str(tokenizer.apply_chat_template(shown, chat_template=template, tokenize=False))
-    except MemoryError:
-        raise
-    except Exception as error:  # a template raises what its author chose
-        raise ValueError(f"the chat template refuses the conversation: {error}") from error
-    said = len(json.dumps(messages))
+    texts = {_MARK.format(number): messages[number]["content"] for number in words}
+    offered = None
+    if tools:
+        hidden = {text: _MARK.format(number) for number, text in enumerate(special, len(messages))}
+        texts |= {mark: text for text, mark in hidden.items()}
+        offered = _hide(tools, hidden)
+    rendered = _render(tokenizer, shown, offered)
+    said = len(json.dumps(messages)) + (len(json.dumps(tools)) if tools else 0)
     if len(rendered) > _MOST * (said + _PREAMBLE):
         raise ValueError(
             f"expected the chat template to make at most {_MOST} times as much of {said:,} characters of messages and "
@@ -103,8 +106,8 @@ def render_around(
         if number in turns:
             found.append(number)
             around.append([""])
-        elif number in words:
-            around[-1] += [messages[number]["content"], ""]
+        elif piece in texts:
+            around[-1] += [texts[piece], ""]
         else:
             around[-1][-1] += piece
     if found != list(turns):
@@ -113,3 +116,27 @@ def render_around(
             f"found {found}"
         )
     return around
+
+
+def _render(tokenizer: "PreTrainedTokenizerFast", messages: list[Any], tools: list[Any] | None) -> str:  # Any: as above
+    try:
+        template = _SAME_DAY + tokenizer.get_chat_template(tools=tools)
+        return str(tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False))
+    except MemoryError:
+        raise
+    except Exception as error:  # a template raises what its author chose
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+
+def _hide(value: Any, marks: Mapping[str, str]) -> Any:  # Any: plain JSON
+    """The same, with marks in the place of the texts that they stand for; of two that begin at a place the longer."""
+    looks = re.compile("|".join(re.escape(text) for text in sorted(marks, key=len, reverse=True)) or "(?!)")
+
+    def hide(part: Any) -> Any:  # Any: as above
+        if isinstance(part, str):
+            return looks.sub(lambda found: marks[found[0]], part)
+        if isinstance(part, list):
+            return [hide(item) for item in part]
+        return {hide(name): hide(item) for name, item in part.items()} if isinstance(part, dict) else part
+
+    return hide(value)

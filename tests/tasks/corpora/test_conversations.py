@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.artifacts import Runtime, ShardRef
-from tasks.corpora.conversations import all_words, read_conversation
-from tasks.corpora.documents import Document, read_documents, shards_of
+from tasks.artifacts import Runtime, ShardRef, canonical_json
+from tasks.corpora.conversations import all_words, exchange, messages_and_tools, read_conversation, read_tools
+from tasks.corpora.documents import Document, digest_of, read_documents, shards_of
 from tasks.corpora.overlap import Decontamination, ExactDuplicates, NearDuplicates
 from tasks.corpus import CorpusSpec, Files, build_corpus
 from tasks.storage.store import open_store
@@ -26,14 +26,28 @@ CHAT: list[dict[str, Any]] = [
     {"role": "assistant", "content": "I call.", "tool_calls": [{"name": "sum"}]},
     {"role": "assistant", "content": "It is three.", "tool_calls": []},
 ]
+SUM: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "sum",
+        "description": "Adds é numbers.",
+        "parameters": {"type": "object", "properties": {"of": {"type": "string", "default": "0"}}, "required": ["of"]},
+    },
+}
 
 
 def _build(
     folder: Path, rows: list[Any], held_out: Sequence[ShardRef] = (), **choices: Any
 ) -> tuple[list[Document], dict[str, Any]]:
     """The corpus of these rows, a column `messages` each, and what its manifest says."""
-    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    source = Files(paths=(f"{folder}/chats.jsonl",), format="jsonl", text_field="messages")
+    return _build_columns(folder, [{"messages": row} for row in rows], held_out, **choices)
+
+
+def _build_columns(
+    folder: Path, rows: list[dict[str, Any]], held_out: Sequence[ShardRef] = (), **choices: Any
+) -> tuple[list[Document], dict[str, Any]]:
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Files(paths=(f"{folder}/chats.jsonl",), format="jsonl", text_field="messages", tools_field="tools")
     runtime = Runtime(root=str(folder / "store"))
     corpus = build_corpus.fn(CorpusSpec(documents=(source,), **choices), [], held_out, runtime=runtime)
     store = open_store(runtime)
@@ -187,3 +201,93 @@ def test_what_json_cannot_say_is_refused_with_its_row(tmp_path: Path) -> None:
         ValueError, match=r"chats\.parquet, row 0.*: expected text, numbers, .* tool_calls of message 0, found datetime"
     ):
         build_corpus.fn(CorpusSpec(documents=(source,)), [], runtime=Runtime(root=str(tmp_path / "store")))
+
+
+def test_a_conversation_without_tools_has_the_identity_that_it_always_had() -> None:
+    document = read_conversation(CHAT, "chat", read_tools(None))
+    kept = [{name: value for name, value in message.items() if value is not None} for message in CHAT]
+    assert document.id == "ad1735c77d3b9378"
+    assert digest_of([document]) == "6d1a8e18efbaceab668a787a5257f575"
+    assert document.messages == json.dumps(kept, sort_keys=True)
+    assert canonical_json(Files(paths=("x",), tools_field="")) == canonical_json(Files(paths=("x",)))
+    assert "tools" not in canonical_json(Files(paths=("x",)))
+
+
+def test_a_conversation_is_known_by_its_tools_as_by_its_messages_and_its_text_is_the_same() -> None:
+    offering, bare = read_conversation(CHAT, "chat", [SUM]), read_conversation(CHAT, "chat")
+    assert messages_and_tools(offering) == (messages_and_tools(bare)[0], [SUM])
+    assert list(messages_and_tools(offering)[1][0]["function"]) == ["name", "description", "parameters"]
+    assert len({offering.id, bare.id, read_conversation(CHAT, "chat", [SUM, SUM]).id}) == 3
+    assert (offering.text, exchange(offering)) == (bare.text, exchange(bare))
+    assert offering.num_bytes >= bare.num_bytes + len(json.dumps([SUM], ensure_ascii=False).encode())
+    assert set(all_words(offering).split("\n")) >= {*all_words(bare).split("\n"), "Adds é numbers."}
+
+
+@pytest.mark.parametrize("written", [[SUM], json.dumps([SUM]), json.dumps([SUM], indent=1), [SUM["function"]]])
+def test_tools_are_a_list_or_one_as_json_with_an_envelope_or_without(written: object) -> None:
+    assert read_tools(written) == [SUM]
+
+
+def test_null_in_a_definition_is_padding_in_a_table_and_written_in_json() -> None:
+    optional = {"type": "function", "function": {"name": "find", "default": None}}
+    assert read_tools([optional]) == read_tools(json.dumps([optional]), padded=True) == [optional]
+    assert read_tools([optional], padded=True) == [{"type": "function", "function": {"name": "find"}}]
+
+
+def test_rows_without_tools_are_conversations_as_ever(tmp_path: Path) -> None:
+    none: tuple[object, ...] = (None, [], "", " ", "[]", "null")
+    rows: list[dict[str, Any]] = [{"messages": CHAT, "tools": tools} for tools in none]
+    documents, _ = _build_columns(tmp_path, [*rows, {"messages": CHAT}, {"messages": CHAT, "tools": [SUM]}])
+    assert documents == [read_conversation(CHAT, "text")] * 7 + [read_conversation(CHAT, "text", [SUM])]
+
+
+def test_a_table_gives_the_tools_that_jsonl_gives_without_its_padding(tmp_path: Path) -> None:
+    other = {"type": "function", "function": {"name": "find", "description": "Finds.", "strict": True}}
+    table = [{"messages": CHAT, "tools": tools} for tools in ([SUM, other], None)]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "chats.parquet")
+    source = Files(paths=(f"{tmp_path}/chats.parquet",), format="parquet", text_field="messages", tools_field="tools")
+    runtime = Runtime(root=str(tmp_path / "store"))
+    (shard,) = shards_of(build_corpus.fn(CorpusSpec(documents=(source,)), [], runtime=runtime), runtime)
+    assert read_documents(open_store(runtime), shard) == _build_columns(tmp_path, table)[0]
+    wrong = source.model_copy(update={"tools_field": "functions"})
+    with pytest.raises(
+        ValueError, match=r"row 0: expected tools in column 'functions', found columns messages, tools;"
+    ):
+        build_corpus.fn(CorpusSpec(documents=(wrong,)), [], runtime=runtime)
+
+
+def test_conversations_that_differ_in_their_tools_alone_are_near_duplicates_and_no_exact_ones(tmp_path: Path) -> None:
+    rows = [{"messages": CHAT, "tools": tools} for tools in ([SUM], [SUM, SUM], None, [SUM])]
+    assert _build_columns(tmp_path, rows, duplicates=ExactDuplicates())[1]["duplicates"] == 1
+    assert _build_columns(tmp_path, rows, duplicates=NearDuplicates())[1]["duplicates"] == 3
+
+
+def test_definitions_count_for_what_is_too_long_and_where_held_out_text_is_looked_for(tmp_path: Path) -> None:
+    rows = [{"messages": CHAT}, {"messages": CHAT, "tools": [SUM] * 20}]
+    assert _build_columns(tmp_path, rows)[1]["too_long"] == 1
+    (tmp_path / "held.txt").write_text("one two three four five six seven eight")
+    rule = Decontamination(ngram=8, against=(Files(paths=(f"{tmp_path}/held.txt",)),))
+    leaking = [{"name": "sum", "description": "Such as: one two three four five six seven eight."}]
+    documents, facts = _build_columns(tmp_path, [rows[0], {"messages": CHAT, "tools": leaking}], decontamination=rule)
+    assert len(documents) == facts["held_out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (3, "expected a list of tools, found int; set tools_field, or mend or remove the row"),
+        (SUM, "expected a list of tools, found dict; set tools_field"),
+        (json.dumps(SUM), "expected a list of tools, found dict; set tools_field"),
+        ("sum(of)", "expected a list of tools, or one as JSON, found text that isn't JSON .*; set tools_field"),
+        ("[" * 100_000, "expected a list of tools, or one as JSON, found text that isn't JSON .*recursion"),
+        ([SUM, "sum"], "expected objects as the tools, found str as tool 1; mend or remove the row"),
+        ([SUM, _nested(40)[0]], "expected at most 32 levels in the definition of tool 1, found more; mend or remove"),
+        ('[{"name": "\\ud800"}]', r"expected text that UTF-8 can hold, found a lone surrogate U\+D800 at .* 'tools'"),
+    ],
+)
+def test_what_is_no_list_of_tools_is_refused_with_its_row_and_column(
+    tmp_path: Path, value: object, sentence: str
+) -> None:
+    place = r"chats\.jsonl, row 1(, column 'tools')?: "
+    with pytest.raises(ValueError, match=place + sentence):
+        _build_columns(tmp_path, [{"messages": CHAT}, {"messages": CHAT, "tools": value}])
