@@ -74,6 +74,8 @@ def extract(model: ModelRef, shard: ShardRef, spec: ExtractionSpec, *, runtime: 
     write_scored(out.dir, join_chunks([chunk.scored for chunk in read]), runtime.compress)
     out.afterwards.append(parts.remove)
     _describe(out, documents, problems)
+    if unseen := encoder.count_unseen_tools(documents):
+        out.facts["tools_unseen"] = unseen
     out.facts |= {"chunks": len(chunks), "chunks_resumed": resumed, **scorer.facts}
     return out.ref(ScoredRef)
 

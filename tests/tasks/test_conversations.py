@@ -264,6 +264,20 @@ def test_a_model_without_a_template_is_refused_by_its_name_before_it_reads(made:
         extract.fn(model, made.shard, EXTRACTION, runtime=made.runtime)
 
 
+def test_an_extraction_says_how_many_conversations_offer_tools_that_its_model_is_not_shown(
+    made: Made, tiny_llama: ModelFactory, tmp_path: Path
+) -> None:
+    rows = [{"talk": TOOLS, "tools": [{"name": "sum"}]}, {"talk": CHAT}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = _chats(tmp_path).model_copy(update={"tools_field": "tools"})
+    (shard,) = shards_of(build_corpus.fn(CorpusSpec(documents=(source,)), [], runtime=made.runtime), made.runtime)
+    assert made.facts(extract.fn(made.target, shard, EXTRACTION, runtime=made.runtime))["tools_unseen"] == 1
+    assert "tools_unseen" not in made.facts(made.own)
+    shown = LocalModel(path=str(tiny_llama(seed=11)), chat_template="{{ tools }}" + TEMPLATES["tiny_llama"])
+    model = download.fn(shown, runtime=made.runtime)
+    assert "tools_unseen" not in made.facts(extract.fn(model, shard, EXTRACTION, runtime=made.runtime))
+
+
 def _refusing(role: str) -> str:
     """A template for which there are no messages of a role, as many know no system's or tool's."""
     refusal = f"{{% if m.role == '{role}' %}}{{{{ raise_exception('no {role}') }}}}{{% endif %}}"
