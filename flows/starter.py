@@ -41,8 +41,10 @@ extraction:
   engine: {{kind: transformers, dtype: bfloat16}}
 
 # How the sources' distributions become one teacher.
-vocab_mapping: {{kind: byte_piece}}    # each source token is the first piece of the target's own tokenization
-alignment: {{kind: byte_boundary}}     # rows of two tokenizers meet where both end at the same byte
+# Each source token stands for the target's token that would follow here; rows of two tokenizers meet where both end at
+# the same byte, and what goes on past it, or is read later, is accounted for. Less work: byte_piece, plain byte_boundary.
+vocab_mapping: {{kind: canonical}}
+alignment: {{kind: byte_boundary, cover: 1, lookahead: 2, bridge: true}}
 fusion: {{kind: min_ce}}               # each document's teacher is the model that predicts it best
 target_as_teacher: false             # true: the target's own distributions are one of the candidates
 

@@ -126,6 +126,6 @@ def test_a_single_rule_of_the_original_can_be_tried_alone_where_it_makes_sense(b
 
 
 def test_the_papers_recipe_says_how(tmp_path: Path) -> None:
-    choices = ["vocab_mapping.kind=min_edit", "alignment.kind=min_edit_dtw", "alignment.first_marker=true"]
+    choices = ["vocab_mapping.kind=min_edit", "alignment={kind: min_edit_dtw, first_marker: true}"]
     recipe = load_recipe("fusellm_7b", ["reference=true", *choices, "fusion.level=block"])
     assert recipe.fusion.base_teaches  # type: ignore[union-attr]
