@@ -51,6 +51,7 @@ target_as_teacher: false             # true: the target's own distributions are 
 # The objective is lm_weight * language modelling + (1 - lm_weight) * divergence from the teacher.
 training:
   lm_weight: 0.9
+  divergence: {{kind: soft_cross_entropy, tail: renormalise}}    # of the tokens kept; bucket: and of all others as one
   epochs: 1
   learning_rate: 1.0e-5
   batch_sequences: 128
