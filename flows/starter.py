@@ -15,7 +15,7 @@ from tasks.models.hub import check_repo_id, check_revision
 
 _RECIPE = """\
 # What is fused into what, on which text, and how. `llm-fuse plan FILE` says what a run needs, `llm-fuse run FILE`
-# runs it; both take `--set path.to.field=value`. Fields that are left out have the defaults named here.
+# runs it; both take `--set path.to.field=value`. Fields that aren't named here have defaults.
 name: {name}
 
 # The model that learns.
@@ -42,7 +42,8 @@ extraction:
 
 # How the sources' distributions become one teacher.
 # Each source token stands for the target's token that would follow here; rows of two tokenizers meet where both end at
-# the same byte, and what goes on past it, or is read later, is accounted for. Less work: byte_piece, plain byte_boundary.
+# the same byte, and what goes on past it is accounted for. Less work and a little less gain: byte_piece, plain
+# byte_boundary.
 vocab_mapping: {{kind: canonical}}
 alignment: {{kind: byte_boundary, cover: 1, lookahead: 2, bridge: true}}
 fusion: {{kind: min_ce}}               # each document's teacher is the model that predicts it best
@@ -51,7 +52,7 @@ target_as_teacher: false             # true: the target's own distributions are 
 # The objective is lm_weight * language modelling + (1 - lm_weight) * divergence from the teacher.
 training:
   lm_weight: 0.9
-  divergence: {{kind: soft_cross_entropy, tail: renormalise}}    # of the tokens kept; bucket: and of all others as one
+  divergence: {{kind: soft_cross_entropy, tail: renormalise}}  # or bucket: all others as one token
   epochs: 1
   learning_rate: 1.0e-5
   batch_sequences: 128

@@ -42,7 +42,8 @@ def read_conversation(
 def read_tools(value: object, *, padded: bool = False) -> list[Tool]:
     """The definitions of tools in a row's column: a list, or one written as JSON; none for null and empty text.
 
-    A function without an envelope becomes the `function` of a tool, as most models have learned to read them.
+    A function without an envelope, its `type` beside its name or none, becomes the `function` of a tool, as most models
+    have learned to read them.
 
     padded: as for `read_conversation`; what is written as JSON never is.
 
@@ -63,7 +64,7 @@ def read_tools(value: object, *, padded: bool = False) -> list[Tool]:
         )
     tools = [_copy(tool, f"definition of tool {number}", padded) for number, tool in enumerate(value)]
     json.dumps(tools, ensure_ascii=False).encode()  # raises here, where the column is known
-    return [tool if {"type", "function"} & tool.keys() else {"type": "function", "function": tool} for tool in tools]
+    return [_wrap(tool) for tool in tools]
 
 
 def messages_and_tools(document: Document) -> tuple[list[Message], list[Tool]]:
@@ -101,6 +102,12 @@ def all_words(document: Document) -> str:
         return document.text
     messages, tools = messages_and_tools(document)
     return "\n".join(_leaves([{**message, "role": None} for message in messages] + [*tools]))
+
+
+def _wrap(tool: Tool) -> Tool:
+    if "function" in tool or "name" not in tool:  # wrapped already, or of a kind that isn't known here
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
 def _parse(tools: str) -> object:

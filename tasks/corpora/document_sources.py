@@ -26,7 +26,7 @@ ToolsField = Annotated[
     Field(
         title="Tools column",
         description="The column that holds the tools of a conversation, which chat templates show before it: a list of "
-        "JSON schemas of functions, or one written as JSON; null: no tools. Empty: none is read.",
+        "JSON schemas of functions, or one written as JSON; null, or absent in JSONL: no tools. Empty: none is read.",
     ),
 ]
 

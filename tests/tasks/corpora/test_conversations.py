@@ -223,7 +223,16 @@ def test_a_conversation_is_known_by_its_tools_as_by_its_messages_and_its_text_is
     assert set(all_words(offering).split("\n")) >= {*all_words(bare).split("\n"), "Adds é numbers."}
 
 
-@pytest.mark.parametrize("written", [[SUM], json.dumps([SUM]), json.dumps([SUM], indent=1), [SUM["function"]]])
+@pytest.mark.parametrize(
+    "written",
+    [
+        [SUM],
+        json.dumps([SUM]),
+        json.dumps([SUM], indent=1),
+        [SUM["function"]],
+        [{"type": "function", **SUM["function"]}],
+    ],
+)
 def test_tools_are_a_list_or_one_as_json_with_an_envelope_or_without(written: object) -> None:
     assert read_tools(written) == [SUM]
 
