@@ -42,7 +42,7 @@ def visitor(server: Server) -> Iterator[Visitor]:
 @pytest.fixture(scope="module")
 def recipe(place: Path, tiny_llama: ModelFactory, tiny_neox: ModelFactory) -> dict[str, Any]:
     made = tiny_recipe(place / "texts", tiny_llama(), tiny_neox()).model_dump(mode="json")
-    return made | {"evaluation": None, "training": made["training"] | {"epochs": 100}}  # half a minute of training
+    return made | {"evaluation": None, "training": made["training"] | {"epochs": 200}}  # a minute of training
 
 
 def test_cancelling_stops_a_training_and_a_wait_for_its_slot(
